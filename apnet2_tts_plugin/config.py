@@ -1,0 +1,241 @@
+"""The configuration of APNet2: one dataclass, checked whenever it is made, loaded or changed by the command line."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from coqpit import Coqpit
+from TTS.config import BaseAudioConfig
+from TTS.vocoder.configs.shared_configs import BaseVocoderConfig
+
+AMPLITUDE_STARTS = ("mel", "pseudo_inverse")
+
+
+@dataclass
+class Apnet2AudioConfig(BaseAudioConfig):
+    """coqui's audio settings with APNet2's values: a plain natural-log mel, neither scaled nor normalised.
+
+    Args:
+        mel_fmax (float): Upper edge of the mel bands in Hz. Defaults to 8000.0.
+        log_func (str): Logarithm of the mel. Defaults to "np.log".
+        spec_gain (int): Factor on the logarithm. Defaults to 1.
+        ref_level_db (int): Level subtracted from the logarithm. Defaults to 0.
+        signal_norm (bool): Whether the mel is normalised; APNet2's is not. Defaults to False.
+        do_trim_silence (bool): Whether silence is trimmed before analysis. Defaults to False.
+    """
+
+    mel_fmax: float = 8000.0
+    log_func: str = "np.log"
+    spec_gain: int = 1
+    ref_level_db: int = 0
+    signal_norm: bool = False
+    do_trim_silence: bool = False
+
+    def check_values(self) -> None:
+        """Refuse settings that cannot work; takes the place of coqui's assertions, which do not say what is wrong.
+
+        Raises:
+            ValueError: with the field, its value and what is allowed.
+        """
+        for name in ("sample_rate", "hop_length", "num_mels"):
+            _require(self[name] >= 1, f"audio.{name}", self[name], "at least 1")
+        even = self.fft_size >= 4 and self.fft_size % 2 == 0
+        _require(even, "audio.fft_size", self.fft_size, "an even number of at least 4")
+        fits = self.hop_length < self.win_length <= self.fft_size
+        allowed = f"more than audio.hop_length ({self.hop_length}) and at most audio.fft_size ({self.fft_size})"
+        _require(fits, "audio.win_length", self.win_length, allowed)
+        nyquist = self.sample_rate / 2
+        fmax = nyquist if self.mel_fmax is None else self.mel_fmax
+        allowed = f"above audio.mel_fmin ({self.mel_fmin}) and at most half the sample rate ({nyquist})"
+        _require(0 <= self.mel_fmin < fmax <= nyquist, "audio.mel_fmax", self.mel_fmax, allowed)
+        _require(not self.signal_norm, "audio.signal_norm", self.signal_norm, "False: the mel is not normalised")
+        _require(self.log_func == "np.log", "audio.log_func", self.log_func, "'np.log': the mel is a natural log")
+        _require(self.preemphasis == 0, "audio.preemphasis", self.preemphasis, "0")
+
+
+@dataclass
+class PredictorConfig(Coqpit):
+    """Sizes of one spectrum predictor: convolution, ConvNeXt v2 blocks, convolution.
+
+    Args:
+        channels (int): Width of the residual stream. Defaults to 512.
+        hidden_channels (int): Width inside a block, after its expansion. Defaults to 1536.
+        blocks (int): Number of ConvNeXt v2 blocks. Defaults to 8.
+        input_kernel_size (int): Kernel of the input convolution in frames, odd. Defaults to 7.
+        kernel_size (int): Kernel of the depthwise convolutions in frames, odd. Defaults to 7.
+        output_kernel_size (int): Kernel of the output convolutions in frames, odd. Defaults to 7.
+    """
+
+    channels: int = 512
+    hidden_channels: int = 1536
+    blocks: int = 8
+    input_kernel_size: int = 7
+    kernel_size: int = 7
+    output_kernel_size: int = 7
+
+    def check(self, name: str) -> None:
+        """Raise ValueError when a size makes no sense; `name` is the predictor's field in the configuration."""
+        for size in ("channels", "hidden_channels", "blocks"):
+            _require(self[size] >= 1, f"{name}.{size}", self[size], "at least 1")
+        for kernel in ("input_kernel_size", "kernel_size", "output_kernel_size"):
+            odd = self[kernel] >= 1 and self[kernel] % 2 == 1
+            _require(odd, f"{name}.{kernel}", self[kernel], "an odd number of at least 1")
+
+
+@dataclass
+class Apnet2Config(BaseVocoderConfig):
+    """Parameters of the APNet2 vocoder. The defaults are the official LJSpeech setting.
+
+    Example:
+
+        >>> from TTS.vocoder.configs.apnet2_config import Apnet2Config
+        >>> config = Apnet2Config(data_path="LJSpeech-1.1/wavs", batch_size=16)
+        >>> config.phase.blocks
+        8
+
+    The weights in `loss_weights` are those of the generator's terms (APNet2 paper, section 2.3) by the names they have
+    in the log; a term of weight 0 is not computed, and `multi_resolution_stft` is ours. `use_noise_augment`,
+    `pad_short`, `conv_pad`, `use_cache`, `feature_path` and `wd` of coqui's base class have no effect.
+
+    Args:
+        model (str): Name by which coqui finds the model class. Defaults to "apnet2".
+        audio (Apnet2AudioConfig): Audio settings. Defaults to `Apnet2AudioConfig()`.
+        amplitude (PredictorConfig): Sizes of the amplitude predictor. Defaults to `PredictorConfig()`.
+        phase (PredictorConfig): Sizes of the phase predictor. Defaults to `PredictorConfig()`.
+        amplitude_start (str): What the amplitude predictor starts from: "mel" (APNet2), or "pseudo_inverse", the mel
+            taken back to linear frequency and refined by blocks of width `fft_size / 2 + 1`, without input and
+            output convolutions (FreeV). Defaults to "mel".
+        mpd_periods (list): Periods in samples of the multi-period discriminator. Defaults to [2, 3, 5, 7, 11].
+        mpd_channels (list): Channels of its convolutions. Defaults to [32, 128, 512, 1024, 1024].
+        mrd_resolutions (list): FFT, hop and window length of each part of the multi-resolution discriminator.
+            Defaults to [[1024, 256, 1024], [2048, 512, 2048], [512, 128, 512]].
+        mrd_channels (int): Channels of its convolutions. Defaults to 64.
+        steps_to_start_discriminator (int): Generator updates before the discriminators join. Defaults to 0.
+        loss_weights (dict): Weight of each generator loss.
+            Defaults to {"amplitude": 45.0, "instantaneous_phase": 100.0, "group_delay": 100.0,
+            "phase_time_difference": 100.0, "stft_consistency": 20.0, "real": 45.0, "imaginary": 45.0, "mel": 45.0,
+            "multi_resolution_stft": 0.0, "adversarial_mpd": 1.0, "feature_matching_mpd": 1.0, "adversarial_mrd": 0.1,
+            "feature_matching_mrd": 0.1}.
+        discriminator_loss_weights (dict): Weight of each discriminator's loss. Defaults to {"mpd": 1.0, "mrd": 0.1}.
+        seq_len (int): Samples of a training segment, a multiple of the hop. Defaults to 8192.
+        batch_size (int): Segments of a training batch. Defaults to 16.
+        eval_split_size (int): Files held out for evaluation, the last ones by name. Defaults to 10.
+        num_loader_workers (int): Processes that read training audio. Defaults to 4.
+        num_eval_loader_workers (int): Processes that read evaluation audio. Defaults to 1.
+        epochs (int): Passes over the training files. Defaults to 1250.
+        optimizer (str): Optimizer of both networks, from `torch.optim`. Defaults to "AdamW".
+        optimizer_params (dict): Its arguments. Defaults to {"betas": [0.8, 0.99], "weight_decay": 0.01}.
+        lr_gen (float): Learning rate of the generator. Defaults to 0.0002.
+        lr_disc (float): Learning rate of the discriminators. Defaults to 0.0002.
+        lr_scheduler_gen (str): Schedule of the generator, from `torch.optim.lr_scheduler`. Defaults to "ExponentialLR".
+        lr_scheduler_gen_params (dict): Its arguments. Defaults to {"gamma": 0.999}.
+        lr_scheduler_disc (str): Schedule of the discriminators. Defaults to "ExponentialLR".
+        lr_scheduler_disc_params (dict): Its arguments. Defaults to {"gamma": 0.999}.
+        scheduler_after_epoch (bool): Step the schedules after each epoch instead of each update. Defaults to True.
+        grad_clip (list): Largest gradient norm of discriminators and generator; 0 does not clip, as in the official
+            training. Defaults to [0.0, 0.0].
+        target_loss (str): Evaluation figure by which the best model is picked. Defaults to "loss_mel".
+    """
+
+    model: str = "apnet2"
+    audio: Apnet2AudioConfig = field(default_factory=Apnet2AudioConfig)
+
+    amplitude: PredictorConfig = field(default_factory=PredictorConfig)
+    phase: PredictorConfig = field(default_factory=PredictorConfig)
+    amplitude_start: str = "mel"
+
+    mpd_periods: list[int] = field(default_factory=lambda: [2, 3, 5, 7, 11])
+    mpd_channels: list[int] = field(default_factory=lambda: [32, 128, 512, 1024, 1024])
+    mrd_resolutions: list[list[int]] = field(
+        default_factory=lambda: [[1024, 256, 1024], [2048, 512, 2048], [512, 128, 512]]
+    )
+    mrd_channels: int = 64
+    steps_to_start_discriminator: int = 0
+
+    loss_weights: dict[str, float] = field(
+        default_factory=lambda: {
+            "amplitude": 45.0,
+            "instantaneous_phase": 100.0,
+            "group_delay": 100.0,
+            "phase_time_difference": 100.0,
+            "stft_consistency": 20.0,
+            "real": 45.0,
+            "imaginary": 45.0,
+            "mel": 45.0,
+            "multi_resolution_stft": 0.0,
+            "adversarial_mpd": 1.0,
+            "feature_matching_mpd": 1.0,
+            "adversarial_mrd": 0.1,
+            "feature_matching_mrd": 0.1,
+        }
+    )
+    discriminator_loss_weights: dict[str, float] = field(default_factory=lambda: {"mpd": 1.0, "mrd": 0.1})
+
+    seq_len: int = 8192
+    batch_size: int = 16
+    eval_split_size: int = 10
+    num_loader_workers: int = 4
+    num_eval_loader_workers: int = 1
+    epochs: int = 1250
+
+    optimizer: str = "AdamW"
+    optimizer_params: dict[str, Any] = field(default_factory=lambda: {"betas": [0.8, 0.99], "weight_decay": 0.01})
+    lr_gen: float = 0.0002
+    lr_disc: float = 0.0002
+    lr_scheduler_gen: str = "ExponentialLR"
+    lr_scheduler_gen_params: dict[str, Any] = field(default_factory=lambda: {"gamma": 0.999})
+    lr_scheduler_disc: str = "ExponentialLR"
+    lr_scheduler_disc_params: dict[str, Any] = field(default_factory=lambda: {"gamma": 0.999})
+    scheduler_after_epoch: bool = True
+    grad_clip: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    target_loss: str = "loss_mel"
+
+    def check_values(self) -> None:
+        """Refuse settings that cannot work.
+
+        Raises:
+            ValueError: with the field, its value and what is allowed.
+        """
+        self.audio.check_values()
+        self.amplitude.check("amplitude")
+        self.phase.check("phase")
+        _require(self.amplitude_start in AMPLITUDE_STARTS, "amplitude_start", self.amplitude_start, AMPLITUDE_STARTS)
+        if self.amplitude_start == "pseudo_inverse":
+            bins = self.audio.fft_size // 2 + 1
+            allowed = f"{bins} (audio.fft_size / 2 + 1) with amplitude_start 'pseudo_inverse'"
+            _require(self.amplitude.channels == bins, "amplitude.channels", self.amplitude.channels, allowed)
+        self._check_training()
+
+    def _check_training(self) -> None:
+        hop = self.audio.hop_length
+        divides = self.seq_len % hop == 0 and self.seq_len > self.audio.fft_size // 2
+        allowed = f"a multiple of audio.hop_length ({hop}) above half the FFT size"
+        _require(divides, "seq_len", self.seq_len, allowed)
+        for periods in self.mpd_periods:
+            _require(periods >= 1, "mpd_periods", periods, "periods of at least 1 sample")
+        for resolution in self.mrd_resolutions:
+            fits = len(resolution) == 3 and 0 < resolution[1] <= resolution[2] <= resolution[0]
+            _require(fits, "mrd_resolutions", resolution, "[FFT, hop, window] with hop <= window <= FFT")
+            short = resolution[0] // 2 < self.seq_len
+            _require(short, "mrd_resolutions", resolution, f"an FFT below twice seq_len ({self.seq_len})")
+        for name, known in (
+            ("loss_weights", Apnet2Config.__dataclass_fields__["loss_weights"].default_factory()),
+            ("discriminator_loss_weights", {"mpd": 1.0, "mrd": 0.1}),
+        ):
+            wrong = set(self[name]) ^ set(known)
+            _require(not wrong, name, sorted(self[name]), f"exactly the terms {sorted(known)}")
+            for term, weight in self[name].items():
+                _require(weight >= 0, f"{name}.{term}", weight, "0 or more")
+        for name in ("lr_gen", "lr_disc"):
+            _require(self[name] > 0, name, self[name], "above 0")
+        _require(len(self.grad_clip) == 2, "grad_clip", self.grad_clip, "[discriminators, generator]")
+
+    def deserialize(self, data: dict[str, Any]) -> "Apnet2Config":
+        """Take over the values of `data`, as read from a file, and check them."""
+        super().deserialize(data)
+        self.check_values()
+        return self
+
+
+def _require(condition: bool, name: str, value: Any, allowed: Any) -> None:
+    if not condition:
+        raise ValueError(f"{name}: {value!r}, expected {allowed}")

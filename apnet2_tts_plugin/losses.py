@@ -1,0 +1,113 @@
+"""The terms of the training losses, one function each, and their weighted sum.
+
+APNet2 paper (arXiv 2311.11545), section 2.3, and APNet (arXiv 2305.07952), section III-C. Spectra are (B, n_bins, T),
+waveforms (B, N); every term is a scalar in float32.
+"""
+
+import torch
+from torch import Tensor
+
+from apnet2_tts_plugin.discriminators import Judgement
+from apnet2_tts_plugin.generator import Prediction
+from apnet2_tts_plugin.spectra import STFT, LogMel, log_amplitude, phase
+
+
+def amplitude(target: Tensor, predicted: Tensor) -> Tensor:
+    """Mean squared difference of two natural log-amplitude spectra."""
+    return (target - predicted).square().mean()
+
+
+def anti_wrap(x: Tensor) -> Tensor:
+    """|x - 2 pi round(x / 2 pi)|, the distance of an angle from 0 on the circle, in 0 to pi."""
+    return (x - 2 * torch.pi * (x / (2 * torch.pi)).round()).abs()
+
+
+def instantaneous_phase(error: Tensor) -> Tensor:
+    """Mean anti-wrapped phase difference `error` (B, n_bins, T) of two phase spectra."""
+    return anti_wrap(error).mean()
+
+
+def group_delay(error: Tensor) -> Tensor:
+    """Mean anti-wrapped difference of the phase differences along frequency, from 0 below the first bin."""
+    return anti_wrap(error.diff(dim=1, prepend=torch.zeros_like(error[:, :1]))).mean()
+
+
+def phase_time_difference(error: Tensor) -> Tensor:
+    """Mean anti-wrapped difference of the phase differences along time, from 0 before the first frame."""
+    return anti_wrap(error.diff(dim=2, prepend=torch.zeros_like(error[:, :, :1]))).mean()
+
+
+def stft_consistency(predicted: Tensor, of_waveform: Tensor) -> Tensor:
+    """Mean squared distance of the predicted complex spectrum from the one its own waveform has."""
+    difference = predicted - of_waveform
+    return (difference.real.square() + difference.imag.square()).mean()
+
+
+def absolute(target: Tensor, predicted: Tensor) -> Tensor:
+    """Mean absolute difference."""
+    return (target - predicted).abs().mean()
+
+
+def multi_resolution_stft(stfts: list[STFT], target: Tensor, predicted: Tensor) -> Tensor:
+    """Mean absolute difference of the log-amplitudes of two waveforms, averaged over several resolutions.
+
+    It asks for amplitudes that survive the inverse STFT, which needs consistent phases (not in the papers).
+    """
+    terms = [absolute(log_amplitude(stft(target)), log_amplitude(stft(predicted))) for stft in stfts]
+    return torch.stack(terms).mean()
+
+
+def hinge_discriminator(real: list[Judgement], generated: list[Judgement]) -> Tensor:
+    """Hinge loss of a discriminator, summed over its parts: scores above 1 for real, below -1 for generated ones."""
+    return sum((1 - r.scores.float()).relu().mean() for r in real) + sum(
+        (1 + g.scores.float()).relu().mean() for g in generated
+    )
+
+
+def hinge_generator(generated: list[Judgement]) -> Tensor:
+    """Hinge loss of the generator against one discriminator, summed over its parts."""
+    return sum((1 - g.scores.float()).relu().mean() for g in generated)
+
+
+def feature_matching(real: list[Judgement], generated: list[Judgement]) -> Tensor:
+    """Mean absolute differences of all feature maps, summed over maps and parts."""
+    return sum(
+        absolute(r.float(), g.float())
+        for real_part, generated_part in zip(real, generated, strict=True)
+        for r, g in zip(real_part.features, generated_part.features, strict=True)
+    )
+
+
+def spectral_terms(
+    spectrum: Tensor, waveform: Tensor, predicted: Prediction, stft: STFT, mel: LogMel, stfts: list[STFT]
+) -> dict[str, Tensor]:
+    """All terms of the generator that need no discriminator, by name.
+
+    Args:
+        spectrum: Complex spectrum of the target (B, n_bins, T).
+        waveform: Target (B, N).
+        predicted: The generator's output for it.
+        stft: Transform by which `spectrum` was made.
+        mel: Full-band log-mel of the mel loss.
+        stfts: Resolutions of the multi-resolution term; an empty list leaves it out.
+    """
+    phase_error = phase(spectrum) - predicted.phase
+    of_waveform = stft(predicted.waveform)
+    terms = {
+        "amplitude": amplitude(log_amplitude(spectrum), predicted.log_amplitude),
+        "instantaneous_phase": instantaneous_phase(phase_error),
+        "group_delay": group_delay(phase_error),
+        "phase_time_difference": phase_time_difference(phase_error),
+        "stft_consistency": stft_consistency(predicted.spectrum, of_waveform),
+        "real": absolute(spectrum.real, predicted.spectrum.real),
+        "imaginary": absolute(spectrum.imag, predicted.spectrum.imag),
+        "mel": absolute(mel.from_spectrum(spectrum), mel.from_spectrum(of_waveform)),
+    }
+    if stfts:
+        terms["multi_resolution_stft"] = multi_resolution_stft(stfts, waveform, predicted.waveform)
+    return terms
+
+
+def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """The sum of `terms`, each times its weight of the same name."""
+    return sum(weights[name] * term for name, term in terms.items())

@@ -1,0 +1,182 @@
+"""Short-time Fourier transform, its inverse and log-mel spectrograms, always in float32.
+
+Waveforms are (B, N) with N samples, spectra (B, n_bins, T) with n_bins = n_fft / 2 + 1 and T = N // hop_length + 1
+frames (frames are centred, the edges reflected). Logarithms are natural.
+"""
+
+import librosa
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MEL_FLOOR = 1e-5
+AMPLITUDE_FLOOR = 1e-5
+
+
+def mel_basis(sample_rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float | None) -> np.ndarray:
+    """Slaney mel filters, float32 of shape (n_mels, n_fft / 2 + 1); `fmax` None is half the sample rate."""
+    return librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax)
+
+
+class Float32Buffers(nn.Module):
+    """A module whose floating buffers follow it to a device but stay in float32: `.bfloat16()` would ruin a window."""
+
+    def _apply(self, fn, recurse=True):
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, tensor in kept.items():
+            self._buffers[name] = tensor.to(self._buffers[name].device)
+        return self
+
+
+class STFT(Float32Buffers):
+    """Centred short-time Fourier transform with a periodic Hann window and reflected edges.
+
+    Args:
+        n_fft: FFT size in samples, even.
+        hop_length: Step between frames in samples.
+        win_length: Window length in samples, at most `n_fft`.
+
+    Shape:
+        waveform (B, N), N > n_fft / 2, to complex spectrum (B, n_fft / 2 + 1, N // hop_length + 1).
+
+    Example:
+
+        >>> STFT(1024, 256, 1024)(torch.zeros(2, 8192)).shape
+        torch.Size([2, 513, 33])
+    """
+
+    def __init__(self, n_fft: int, hop_length: int, win_length: int):
+        super().__init__()
+        self.n_fft = n_fft
+        self.hop_length = hop_length
+        self.win_length = win_length
+        self.register_buffer("window", torch.hann_window(win_length), persistent=False)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        with torch.autocast(waveform.device.type, enabled=False):
+            return torch.stft(
+                waveform.float(),
+                self.n_fft,
+                self.hop_length,
+                self.win_length,
+                self.window,
+                center=True,
+                pad_mode="reflect",
+                return_complex=True,
+            )
+
+
+class ISTFT(Float32Buffers):
+    """Inverse of `STFT`: windowed overlap-add over the sum of the squared windows (the least-squares inverse).
+
+    torch.istft takes one length for a whole batch. Here frames at which `mask` is 0 count neither in the overlap-add
+    nor in the sum of windows, so that each item of a padded batch ends as it would alone.
+
+    Args:
+        n_fft: FFT size in samples, even.
+        hop_length: Step between frames in samples.
+        win_length: Window length in samples, more than `hop_length`.
+
+    Shape:
+        spectrum (B, n_fft / 2 + 1, T) complex, mask (B, 1, T) or None, to waveform (B, (T - 1) * hop_length).
+
+    Example:
+
+        >>> x = torch.randn(2, 8192)
+        >>> stft, istft = STFT(1024, 256, 1024), ISTFT(1024, 256, 1024)
+        >>> torch.allclose(istft(stft(x)), x, atol=1e-5)
+        True
+    """
+
+    def __init__(self, n_fft: int, hop_length: int, win_length: int):
+        super().__init__()
+        self.n_fft = n_fft
+        self.hop_length = hop_length
+        left = (n_fft - win_length) // 2
+        window = F.pad(torch.hann_window(win_length), (left, n_fft - win_length - left))
+        self.register_buffer("window", window, persistent=False)
+
+    def forward(self, spectrum: Tensor, mask: Tensor | None = None) -> Tensor:
+        frames = torch.fft.irfft(spectrum.transpose(1, 2), n=self.n_fft) * self.window
+        squared_window = self.window.square().expand(1, spectrum.shape[2], -1)
+        if mask is not None:
+            frames = frames * mask.transpose(1, 2)
+            squared_window = squared_window * mask.transpose(1, 2)
+        start = self.n_fft // 2
+        end = start + (spectrum.shape[2] - 1) * self.hop_length
+        waveform = self._overlap_add(frames)[:, start:end]
+        envelope = self._overlap_add(squared_window)[:, start:end]
+        return waveform / envelope.clamp(min=1e-8)  # 0 / 1e-8 where no frame is left
+
+    def _overlap_add(self, frames: Tensor) -> Tensor:
+        """(B, T, n_fft) frames, `hop_length` apart, to their sum (B, at least (T - 1) * hop_length + n_fft)."""
+        n_hops = -(-self.n_fft // self.hop_length)
+        frames = F.pad(frames, (0, n_hops * self.hop_length - self.n_fft))
+        pieces = frames.unflatten(2, (n_hops, self.hop_length))
+        total = sum(F.pad(pieces[:, :, i], (0, 0, i, n_hops - 1 - i)) for i in range(n_hops))
+        return total.flatten(1)
+
+
+class LogMel(Float32Buffers):
+    """Natural-log mel spectrogram of the magnitude: log(max(B sqrt(|STFT|^2 + 1e-9), 1e-5)), B with Slaney's scale.
+
+    Args:
+        sample_rate: Sample rate in Hz.
+        n_fft: FFT size in samples.
+        hop_length: Step between frames in samples.
+        win_length: Window length in samples.
+        n_mels: Number of bands.
+        fmin: Lower edge of the bands in Hz.
+        fmax: Upper edge of the bands in Hz; None is half the sample rate.
+
+    Shape:
+        waveform (B, N) or its complex spectrum (B, n_bins, T) to (B, n_mels, T), at least log(1e-5).
+
+    Example:
+
+        >>> LogMel(22050, 1024, 256, 1024, 80, 0.0, 8000.0)(torch.zeros(1, 8192)).shape
+        torch.Size([1, 80, 33])
+    """
+
+    def __init__(
+        self,
+        sample_rate: int,
+        n_fft: int,
+        hop_length: int,
+        win_length: int,
+        n_mels: int,
+        fmin: float,
+        fmax: float | None,
+    ):
+        super().__init__()
+        self.stft = STFT(n_fft, hop_length, win_length)
+        basis = torch.from_numpy(mel_basis(sample_rate, n_fft, n_mels, fmin, fmax))
+        self.register_buffer("basis", basis, persistent=False)
+
+    @classmethod
+    def from_audio_config(cls, audio, full_band: bool = False) -> "LogMel":
+        """The mel of `audio` (a coqui audio config); `full_band` goes up to half the sample rate, as the loss does."""
+        fmin, fmax = (0.0, None) if full_band else (audio.mel_fmin, audio.mel_fmax)
+        sizes = (audio.sample_rate, audio.fft_size, audio.hop_length, audio.win_length, audio.num_mels)
+        return cls(*sizes, fmin, fmax)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        return self.from_spectrum(self.stft(waveform))
+
+    def from_spectrum(self, spectrum: Tensor) -> Tensor:
+        """Log-mel (B, n_mels, T) of a complex spectrum (B, n_bins, T)."""
+        with torch.autocast(spectrum.device.type, enabled=False):
+            magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
+            return (self.basis @ magnitude).clamp(min=MEL_FLOOR).log()
+
+
+def log_amplitude(spectrum: Tensor) -> Tensor:
+    """log(|spectrum| + 1e-5), same shape."""
+    return (spectrum.abs() + AMPLITUDE_FLOOR).log()
+
+
+def phase(spectrum: Tensor) -> Tensor:
+    """Wrapped phase in (-pi, pi], same shape."""
+    return torch.atan2(spectrum.imag, spectrum.real)
