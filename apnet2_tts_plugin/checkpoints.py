@@ -60,8 +60,8 @@ class CheckpointError(ValueError):
 def rename_official(network: str, state: dict[str, Tensor], freev: bool | None = None) -> dict[str, Tensor]:
     """The state dict of an official `network` ("generator", "mpd" or "mrd") under our names; unknown names stay.
 
-    `freev` says whether a generator is FreeV's; None tells by its tensors. FreeV has no convolutions around its amplitude
-    blocks, and so no backbone; it stores norms there that it never uses.
+    `freev` says whether a generator is FreeV's; None tells by its tensors. FreeV has no convolutions around its
+    amplitude blocks, and so no backbone; it stores norms there that it never uses.
     """
     if freev is None:
         freev = network == "generator" and "ASP_input_conv.weight" not in state
@@ -113,7 +113,7 @@ def load_strictly(network: nn.Module, state: dict[str, Any], source: str | os.Pa
     expected = network.state_dict()
     faults = [f"{name} is missing" for name in expected if name not in state]
     faults += [f"{name} is unexpected" for name in state if name not in expected]
-    for name in expected.keys() & state.keys():
+    for name in (name for name in expected if name in state):
         found = tuple(state[name].shape) if isinstance(state[name], Tensor) else type(state[name]).__name__
         if found != tuple(expected[name].shape):
             faults.append(f"{name} is {found}, expected {tuple(expected[name].shape)}")
@@ -132,16 +132,10 @@ def load_model(model: "Apnet2", path: str | os.PathLike[Any], generator_only: bo
     content = read_tensors(path)
     if Path(path).suffix == ".safetensors":
         load_strictly(model.generator, content, path)
-        return
-    state = content.get("model")
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: no 'model' in it, expected a checkpoint of coqui's Trainer")
-    if generator_only:
-        prefix = "generator."
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        load_strictly(model.generator, state, path)
+    elif generator_only:
+        load_strictly(model.generator, _generator_state(content, path), path)
     else:
-        load_strictly(model, state, path)
+        load_strictly(model, _model_state(content, path), path)
 
 
 def save_weights(generator: Generator, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -150,6 +144,47 @@ def save_weights(generator: Generator, folder: Path, dtype: torch.dtype = torch.
     path = folder / WEIGHTS_NAME
     write_atomically(path, lambda temporary: save_file(state, temporary, {"format": "pt"}))
     return path
+
+
+def export(checkpoint_path: str | os.PathLike[Any], out: str | os.PathLike[Any], half: bool = False) -> list[Path]:
+    """Turn a Trainer checkpoint into a folder to use and to give away: `config.json` and `model.safetensors`.
+
+    Args:
+        checkpoint_path: A `.pth` file of the Trainer; it holds the configuration too.
+        out: Folder to write to; made if need be.
+        half: Store float16, half the size, read back as float32.
+
+    Returns:
+        The files written. The configuration in them names no folder of this machine.
+
+    Raises:
+        CheckpointError: if the file cannot be read, or is not APNet2's.
+        ConfigError: if its configuration makes no sense.
+    """
+    content = read_tensors(checkpoint_path)
+    settings = content.get("config")
+    if not isinstance(settings, dict) or settings.get("model") != "apnet2":
+        raise CheckpointError(f"{checkpoint_path}: no configuration of APNet2 in it, expected a Trainer checkpoint")
+    config = Apnet2Config().deserialize(settings)
+    config.output_path, config.data_path = Apnet2Config.output_path, Apnet2Config.data_path
+    generator = Generator(config)
+    load_strictly(generator, _generator_state(content, checkpoint_path), checkpoint_path)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    return [save_config(config, out), save_weights(generator, out, torch.float16 if half else torch.float32)]
+
+
+def _generator_state(checkpoint: dict[str, Any], source: str | os.PathLike[Any]) -> dict[str, Any]:
+    """The generator's tensors in a Trainer checkpoint."""
+    prefix = "generator."
+    state = _model_state(checkpoint, source)
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _model_state(checkpoint: dict[str, Any], source: str | os.PathLike[Any]) -> dict[str, Any]:
+    if not isinstance(checkpoint.get("model"), dict):
+        raise CheckpointError(f"{source}: no 'model' in it, expected a checkpoint of coqui's Trainer")
+    return checkpoint["model"]
 
 
 def import_official(

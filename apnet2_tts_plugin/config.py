@@ -10,6 +10,10 @@ from TTS.vocoder.configs.shared_configs import BaseVocoderConfig
 AMPLITUDE_STARTS = ("mel", "pseudo_inverse")
 
 
+class ConfigError(ValueError):
+    """A setting that cannot work; the message is one line that names the field, its value and what is allowed."""
+
+
 @dataclass
 class Apnet2AudioConfig(BaseAudioConfig):
     """coqui's audio settings with APNet2's values: a plain natural-log mel, neither scaled nor normalised.
@@ -34,7 +38,7 @@ class Apnet2AudioConfig(BaseAudioConfig):
         """Refuse settings that cannot work; takes the place of coqui's assertions, which do not say what is wrong.
 
         Raises:
-            ValueError: with the field, its value and what is allowed.
+            ConfigError: with the field, its value and what is allowed.
         """
         for name in ("sample_rate", "hop_length", "num_mels"):
             _require(self[name] >= 1, f"audio.{name}", self[name], "at least 1")
@@ -73,7 +77,7 @@ class PredictorConfig(Coqpit):
     output_kernel_size: int = 7
 
     def check(self, name: str) -> None:
-        """Raise ValueError when a size makes no sense; `name` is the predictor's field in the configuration."""
+        """Raise ConfigError when a size makes no sense; `name` is the predictor's field in the configuration."""
         for size in ("channels", "hidden_channels", "blocks"):
             _require(self[size] >= 1, f"{name}.{size}", self[size], "at least 1")
         for kernel in ("input_kernel_size", "kernel_size", "output_kernel_size"):
@@ -193,7 +197,7 @@ class Apnet2Config(BaseVocoderConfig):
         """Refuse settings that cannot work.
 
         Raises:
-            ValueError: with the field, its value and what is allowed.
+            ConfigError: with the field, its value and what is allowed.
         """
         self.audio.check_values()
         self.amplitude.check("amplitude")
@@ -238,4 +242,4 @@ class Apnet2Config(BaseVocoderConfig):
 
 def _require(condition: bool, name: str, value: Any, allowed: Any) -> None:
     if not condition:
-        raise ValueError(f"{name}: {value!r}, expected {allowed}")
+        raise ConfigError(f"{name}: {value!r}, expected {allowed}")

@@ -247,7 +247,11 @@ class Apnet2(BaseVocoder):
         # With one replica this is a shuffle that depends on seed and epoch alone.
         sampler = DistributedSampler(segments, num_replicas=1, rank=0, shuffle=True, seed=config.training_seed)
         return DataLoader(
-            segments, config.batch_size, sampler=sampler, num_workers=config.num_loader_workers, pin_memory=True
+            segments,
+            config.batch_size,
+            sampler=sampler,
+            num_workers=config.num_loader_workers,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def get_criterion(self) -> list[nn.Module]:

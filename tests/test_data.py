@@ -150,4 +150,4 @@ def test_other_rates_are_resampled(tmp_path, rate):
 def test_utterances_are_whole_files_in_hops(folder):
     write(folder / "short.wav", n_samples=100, value=0.5)
     dataset = Utterances(usable(find_audio(folder)), RATE, 256, min_samples=8192)
-    assert [len(dataset[i]["waveform"]) for i in range(len(dataset))] == [19968, 19968, 19968, 8192, 19968]
+    assert [len(dataset[i]["waveform"]) for i in range(len(dataset))] == [19968, 19968, 19968, 19968, 8192]

@@ -1,0 +1,216 @@
+"""What the hook changes in coqui-tts: a few functions, each left as it is unless the vocoder is ours.
+
+`wrap` is called with each of these modules right after it is loaded. The keys of `WRAPS` are the only names inside
+coqui's modules that the plugin relies on; one that a later coqui-tts has moved is left out with a warning.
+"""
+
+import functools
+import logging
+import operator
+import sys
+
+logger = logging.getLogger(__name__)
+
+
+def wrap(module) -> None:
+    """Replace the functions of `module` that `WRAPS` names, in their class or module; those wrapped already stay."""
+    for path, make in WRAPS[module.__name__].items():
+        owner_path, _, name = path.rpartition(".")
+        try:
+            owner = operator.attrgetter(owner_path)(module) if owner_path else module
+            original = getattr(owner, name)
+        except AttributeError:
+            logger.warning(
+                "apnet2-tts-plugin: this coqui-tts has no %s.%s, so APNet2 may not work everywhere",
+                module.__name__,
+                path,
+            )
+            continue
+        if not hasattr(original, "wrapped_for_apnet2"):
+            wrapper = functools.wraps(original)(make(original))
+            wrapper.wrapped_for_apnet2 = True
+            setattr(owner, name, wrapper)
+
+
+def _list_our_models(original):
+    """`ModelManager.__init__`: our models join the catalogue, for `--list_models` and `--model_info_by_name`."""
+
+    def __init__(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        try:
+            catalogue = self.models_dict["vocoder_models"]["en"]["ljspeech"]
+        except (AttributeError, KeyError, TypeError):  # somebody's own catalogue, or that of a later coqui-tts
+            return
+        from apnet2_tts_plugin import store
+
+        for name, folder in store.names().items():
+            catalogue.setdefault(name, {"description": f"APNet2 vocoder in {folder}"})
+
+    return __init__
+
+
+def _find_our_models(original):
+    """`ModelManager.download_model`: stock takes no short names and no safetensors, rewrites the config in its place,
+    and leaves an empty folder for a model it has no address of, which breaks every later call."""
+
+    def download_model(self, model_name, *args, **kwargs):
+        folder = _our_folder(model_name)
+        if folder is None:
+            return original(self, model_name, *args, **kwargs)
+        from apnet2_tts_plugin import store
+
+        return store.weights_file(folder), folder / "config.json", {"model_type": "vocoder_models"}
+
+    return download_model
+
+
+def _keep_our_vocoder(original):
+    """`TTS.api.TTS.__init__`: stock drops `vocoder_name` when `model_path` is given, and asks for both of a vocoder's
+    paths though one leads to the other."""
+
+    def __init__(self, *args, **kwargs):
+        original(self, *args, **_with_vocoder_paths(kwargs))
+
+    return __init__
+
+
+def _with_vocoder_paths(kwargs: dict) -> dict:
+    """The arguments of `TTS`, with both paths of the vocoder if it is ours, and otherwise as they are."""
+    from pathlib import Path
+
+    from apnet2_tts_plugin import store
+
+    name, path, config = (kwargs.get(key) for key in ("vocoder_name", "vocoder_path", "vocoder_config_path"))
+    if path:
+        folder = Path(path) if Path(path).is_dir() else Path(path).parent
+        config = config or folder / "config.json"
+        if not store.is_config(config):
+            return kwargs
+        weights = store.weights_file(path) if Path(path).is_dir() else Path(path)
+        if not weights.is_file():
+            raise store.StoreError(f"there is no vocoder file {path}")
+    elif kwargs.get("model_path") and (folder := _our_folder(name)):  # a model's name comes with another call
+        weights, config = store.weights_file(folder), folder / "config.json"
+    else:
+        return kwargs
+    return {**kwargs, "vocoder_path": str(weights), "vocoder_config_path": str(config)}
+
+
+def _add_our_vocoder(original):
+    """`TTS.api.TTS.download_model_by_name`: for an acoustic model without a default vocoder, which most are, stock
+    drops the one that was asked for."""
+
+    def download_model_by_name(self, model_name, vocoder_name=None, *args, **kwargs):
+        from apnet2_tts_plugin import store
+
+        if _our_folder(model_name):
+            raise store.StoreError(f"{model_name} is a vocoder: give it as vocoder_name, and a TTS model as model_name")
+        converts_voices = "voice_conversion_models" in model_name
+        if converts_voices and _our_folder(vocoder_name):
+            raise store.StoreError(f"{vocoder_name} cannot be used with {model_name}: voice conversion gives no mel")
+        vocoder = _our_vocoder(self, vocoder_name)  # before the model, so that no download goes before a wrong name
+        paths = original(self, model_name, vocoder_name, *args, **kwargs)
+        if vocoder is None or converts_voices or paths[2] is not None:
+            return paths
+        return *paths[:2], *vocoder
+
+    return download_model_by_name
+
+
+def _our_vocoder(api, name: str | None):
+    """Weights and config of our vocoder that `api` has the path of, or that `name` names; None if neither is ours."""
+    from apnet2_tts_plugin import store
+
+    if getattr(api, "vocoder_path", None) and api.vocoder_config_path:
+        ours = store.is_config(api.vocoder_config_path)
+        return (api.vocoder_path, api.vocoder_config_path) if ours else None
+    folder = _our_folder(name)
+    return (store.weights_file(folder), folder / "config.json") if folder else None
+
+
+def _give_waveforms_to_vocoder(original):
+    """`Synthesizer.tts`: stock looks for the vocoder's input in the model's `outputs`, and fails on models that answer
+    with a finished waveform alone (XTTS, Bark, Tortoise)."""
+
+    def tts(self, *args, **kwargs):
+        if not _has_our_vocoder(self) or self.tts_model is None:
+            return original(self, *args, **kwargs)
+
+        def synthesize(*args, **kwargs):
+            result = self.tts_model.synthesize(*args, **kwargs)
+            return {"outputs": {"model_outputs": [result["wav"]]}, **result}
+
+        # A view instead of a patched model, because calls may overlap in threads.
+        return original(_View(self, tts_model=_View(self.tts_model, synthesize=synthesize)), *args, **kwargs)
+
+    return tts
+
+
+class _View:
+    """An object seen through: all its attributes, except for those given."""
+
+    def __init__(self, target, **attributes):
+        self.__dict__.update(attributes, _target=target)
+
+    def __getattr__(self, name):
+        return getattr(self._target, name)
+
+
+def _convert_input(original):
+    """`Synthesizer._run_vocoder`: stock rescales a mel by the vocoder's settings only, neither its logarithm nor its
+    bands, and takes the waveform of an end-to-end model for a mel."""
+
+    def _run_vocoder(self, mel_postnet_spec, *args, **kwargs):
+        if not _has_our_vocoder(self):
+            return original(self, mel_postnet_spec, *args, **kwargs)
+        from apnet2_tts_plugin import pairing
+
+        vocoder = self.vocoder_model
+        mel = pairing.vocoder_input(mel_postnet_spec, self.tts_model, vocoder.config.audio)
+        return vocoder.inference(mel.to(next(vocoder.parameters()).device))
+
+    return _run_vocoder
+
+
+def _say_it_in_one_line(original):
+    """`TTS.bin.synthesize.main`: stock shows a traceback for each mistake of its user; ours get one line."""
+
+    def main(*args, **kwargs):
+        try:
+            return original(*args, **kwargs)
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] != __package__:
+                raise
+            sys.exit(f"tts: {error}")
+
+    return main
+
+
+def _our_folder(name: str | None):
+    """The folder of our model `name`; None for another's, ModelNotFoundError for one of ours that is not there."""
+    from apnet2_tts_plugin import store
+
+    return store.resolve(name) if name and store.claims(name) else None
+
+
+def _has_our_vocoder(synthesizer) -> bool:
+    """Whether the vocoder is an APNet2; if the module of its class was never imported, it cannot be."""
+    module = sys.modules.get("apnet2_tts_plugin.model")
+    return module is not None and isinstance(getattr(synthesizer, "vocoder_model", None), module.Apnet2)
+
+
+WRAPS = {
+    "TTS.api": {
+        "TTS.__init__": _keep_our_vocoder,
+        "TTS.download_model_by_name": _add_our_vocoder,
+    },
+    "TTS.bin.synthesize": {"main": _say_it_in_one_line},
+    "TTS.utils.manage": {
+        "ModelManager.__init__": _list_our_models,
+        "ModelManager.download_model": _find_our_models,
+    },
+    "TTS.utils.synthesizer": {
+        "Synthesizer.tts": _give_waveforms_to_vocoder,
+        "Synthesizer._run_vocoder": _convert_input,
+    },
+}

@@ -1,0 +1,222 @@
+"""The hook: what it adds, when it keeps out, and that coqui-tts is otherwise as it was."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import apnet2_tts_plugin
+from apnet2_tts_plugin import _boot, _host
+
+ALIASES = """
+import sys
+assert "apnet2_tts_plugin.config" not in sys.modules
+from TTS.vocoder.configs.apnet2_config import Apnet2Config
+from TTS.vocoder.models.apnet2 import Apnet2
+from apnet2_tts_plugin import config, model
+assert Apnet2Config is config.Apnet2Config and Apnet2 is model.Apnet2
+assert sys.modules["TTS.vocoder.configs.apnet2_config"] is config
+assert sys.modules["TTS.vocoder.models.apnet2"] is model
+assert model.__name__ == model.__spec__.name == "apnet2_tts_plugin.model"
+"""
+
+OFF = """
+import importlib.util, sys
+import apnet2_tts_plugin
+assert apnet2_tts_plugin._boot.Finder not in sys.meta_path
+import TTS.vocoder.configs
+try:
+    import TTS.vocoder.configs.apnet2_config
+except ModuleNotFoundError as error:
+    assert error.name == "TTS.vocoder.configs.apnet2_config"
+else:
+    raise AssertionError
+from TTS.utils.manage import ModelManager
+assert not hasattr(ModelManager.download_model, "__wrapped__")
+"""
+
+LATE = """
+import sys
+sys.path[:] = {path!r}
+assert "apnet2_tts_plugin" not in sys.modules
+import TTS.api
+from TTS.bin import synthesize
+modules = [TTS.api, synthesize, TTS.utils.manage, TTS.utils.synthesizer]
+assert not any(hasattr(module, "wrapped_for_apnet2") for module in modules)
+import apnet2_tts_plugin
+from apnet2_tts_plugin import _host
+import operator
+for name, wraps in _host.WRAPS.items():
+    for path in wraps:
+        function = operator.attrgetter(path)(sys.modules[name])
+        assert function.wrapped_for_apnet2 and not hasattr(function.__wrapped__, "wrapped_for_apnet2"), path
+from TTS.vocoder.configs.apnet2_config import Apnet2Config
+"""
+
+# What coqui-tts does without us, as far as a model of ours plays no part in it.
+STOCK = """
+import hashlib, json, logging, sys
+import numpy as np, torch
+from TTS.api import TTS
+from TTS.utils.manage import ModelManager
+
+GLOW, VITS = "tts_models/en/ljspeech/glow-tts", "tts_models/en/ljspeech/vits"
+WAVEGAN = "vocoder_models/en/ljspeech/multiband-melgan"
+glow, wavegan = sys.argv[1:]
+by_path = dict(model_path=glow + "/model_file.pth", config_path=glow + "/config.json")
+wavegan_paths = dict(vocoder_path=wavegan + "/model_file.pth", vocoder_config_path=wavegan + "/config.json")
+
+def spoken(*args, **kwargs):
+    torch.manual_seed(0), np.random.seed(0)
+    try:
+        wav = TTS(*args, progress_bar=False, **kwargs).tts("hello there")
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return len(wav), hashlib.sha256(np.array(wav, np.float32).tobytes()).hexdigest()
+
+print(json.dumps({
+    "models": [name for name in ModelManager().list_models() if not name.endswith("/apnet2")],
+    "default vocoder": spoken(GLOW),
+    "named vocoder": spoken(GLOW, vocoder_name=WAVEGAN),
+    "vocoder by path": spoken(**by_path, **wavegan_paths),
+    "no vocoder": spoken(**by_path),
+    "ignored vocoder": spoken(**by_path, vocoder_name=WAVEGAN),
+    "no default vocoder": spoken(VITS),
+    "unused vocoder": spoken(VITS, vocoder_name=WAVEGAN),
+    "unknown vocoder": spoken(GLOW, vocoder_name="vocoder_models/en/ljspeech/none"),
+    "short vocoder": spoken(GLOW, vocoder_name="none"),
+    "vocoder as model": spoken(WAVEGAN),
+    "unknown model": spoken("tts_models/en/ljspeech/none"),
+}))
+"""
+
+
+def python(code: str, *arguments, options: tuple = (), **environment: str) -> str:
+    """Run `code` in a fresh interpreter, outside the source tree; what it prints last."""
+    command = [sys.executable, *options, "-c", code, *map(str, arguments)]
+    result = subprocess.run(command, env={**os.environ, **environment}, cwd="/", capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip().rpartition("\n")[2]
+
+
+@pytest.mark.slow
+def test_aliases_in_a_fresh_interpreter():
+    python(ALIASES)
+
+
+@pytest.mark.slow
+def test_off_switch():
+    python(OFF, APNET2_TTS_PLUGIN="0")
+
+
+@pytest.mark.slow
+def test_import_is_enough_without_pth_files():
+    """With `-S` no `.pth` file is read; then the import does it, also for modules that are imported already."""
+    path = [str(Path(apnet2_tts_plugin.__file__).parents[1]), *sys.path]
+    python(LATE.format(path=path), options=("-S",))
+
+
+@pytest.mark.slow
+def test_coqui_is_otherwise_the_same(glow_tts, vits, wavegan, installed_vocoder):
+    arguments = STOCK, glow_tts, wavegan
+    without = json.loads(python(*arguments, APNET2_TTS_PLUGIN="0"))
+    assert json.loads(python(*arguments)) == without
+    assert [case for case, result in without.items() if isinstance(result[0], int)] == [
+        "default vocoder",
+        "named vocoder",
+        "vocoder by path",
+        "no vocoder",
+        "ignored vocoder",
+        "no default vocoder",
+        "unused vocoder",
+    ]
+
+
+def test_start_imports_nothing_else():
+    """Nothing but our two modules is added to what the interpreter loads at its start."""
+    code = "import sys; print(' '.join(sorted(sys.modules)))"
+    with_hook = set(python(code, options=("-I",)).split())
+    without = set(python(code, options=("-S", "-I")).split()) | set(
+        python(code, options=("-I",), APNET2_TTS_PLUGIN="0").split()
+    )
+    assert {name for name in with_hook if name.startswith("apnet2")} == {"apnet2_tts_plugin", "apnet2_tts_plugin._boot"}
+    assert with_hook <= without | {"apnet2_tts_plugin", "apnet2_tts_plugin._boot"}
+
+
+def test_second_install_changes_nothing():
+    import TTS.utils.manage
+
+    before = list(sys.meta_path), TTS.utils.manage.ModelManager.download_model
+    _boot.install()
+    _host.wrap(TTS.utils.manage)
+    assert (sys.meta_path, TTS.utils.manage.ModelManager.download_model) == before
+    assert sys.meta_path.count(_boot.Finder) == 1
+
+
+def test_every_wrapped_module_has_its_wraps():
+    assert set(_boot.WRAPPED) == set(_host.WRAPS)
+
+
+def test_reloaded_module_is_wrapped_again():
+    import importlib
+
+    import TTS.bin.synthesize
+
+    assert importlib.reload(TTS.bin.synthesize).main.wrapped_for_apnet2
+    assert not hasattr(TTS.bin.synthesize.main.__wrapped__, "wrapped_for_apnet2")
+
+
+def test_moved_function_gives_one_warning(caplog):
+    """A later coqui-tts without one of the functions: the others are wrapped all the same."""
+    module = types.ModuleType("TTS.api")
+    module.TTS = type("TTS", (), {"__init__": lambda self: None})
+    with caplog.at_level(logging.WARNING):
+        _host.wrap(module)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "TTS.api.TTS.download_model_by_name" in caplog.text
+    assert module.TTS.__init__.wrapped_for_apnet2
+    module.TTS()
+
+
+def test_moved_class_gives_a_warning_for_each_function(caplog):
+    _host.wrap(types.ModuleType("TTS.utils.synthesizer"))
+    assert len(caplog.records) == len(_host.WRAPS["TTS.utils.synthesizer"])
+
+
+def test_missing_module_is_still_missing(monkeypatch):
+    """A wrapped module that coqui-tts no longer has fails to import as it would without us."""
+    assert _boot.Finder.find_spec("TTS.api", path=[]) is None
+
+
+def test_other_names_are_left_to_others():
+    for name in ("TTS", "TTS.vocoder.models.gan", "json", "apnet2"):
+        assert _boot.Finder.find_spec(name) is None
+
+
+def test_our_models_are_listed(installed_vocoder, caplog):
+    from TTS.utils.manage import ModelManager
+
+    name = "vocoder_models/en/ljspeech/apnet2"
+    manager = ModelManager()
+    assert manager.list_models().count(name) == 1
+    with caplog.at_level(logging.INFO, "TTS"):
+        manager.model_info_by_full_name(name)
+        index = manager.list_vocoder_models().index(name) + 1
+        caplog.clear()
+        manager.model_info_by_idx(f"vocoder_models/{index}")
+    assert "Model name: apnet2" in caplog.text
+    assert str(installed_vocoder) in caplog.text
+
+
+@pytest.mark.parametrize("catalogue", [{"tts_models": {}}, {"vocoder_models": []}, None])
+def test_other_catalogues_are_left_alone(catalogue, installed_vocoder, tmp_path):
+    from TTS.utils.manage import ModelManager
+
+    path = tmp_path / "models.json"
+    path.write_text(json.dumps(catalogue))
+    assert ModelManager(models_file=path).models_dict == catalogue
