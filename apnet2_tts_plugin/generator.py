@@ -229,5 +229,5 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Conv1d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

@@ -1,7 +1,7 @@
 """Golden values of the official implementations, and our networks with the same weights.
 
-The arrays in `data` were computed once with the official APNet2 and FreeV code (torch 2.11, CPU, float32) on weights and
-waveforms that `golden_weights` makes again.
+The arrays in `data` were computed once with the official APNet2 and FreeV code (torch 2.11, CPU, float32) on weights
+and waveforms that `golden_weights` makes again.
 """
 
 import json

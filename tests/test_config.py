@@ -53,7 +53,10 @@ def test_documented_defaults_are_the_defaults(cls):
         ({"mrd_resolutions": [[512, 600, 512]]}, r"mrd_resolutions: \[512, 600, 512\], expected"),
         ({"mrd_resolutions": [[32768, 600, 1024]]}, r"mrd_resolutions: .* below twice seq_len \(8192\)"),
         ({"loss_weights": {"mel": 45.0}}, r"loss_weights: \['mel'\], expected exactly the terms"),
-        ({"discriminator_loss_weights": {"mpd": -1.0, "mrd": 0.1}}, r"discriminator_loss_weights.mpd: -1.0, expected 0"),
+        (
+            {"discriminator_loss_weights": {"mpd": -1.0, "mrd": 0.1}},
+            r"discriminator_loss_weights.mpd: -1.0, expected 0",
+        ),
         ({"lr_gen": 0.0}, r"lr_gen: 0.0, expected above 0"),
         ({"grad_clip": [5.0]}, r"grad_clip: \[5.0\], expected"),
     ],

@@ -229,5 +229,3 @@ def test_recipes_train(path, n_files, tmp_path):
     settings = ["--batch_size", "1", "--steps", "1", "--num_loader_workers", "0"]
     recipe(path).main(["--data_path", str(wavs), "--output_path", str(tmp_path / "out"), *settings])
     assert list((tmp_path / "out").glob("*/best_model.pth"))
-
-

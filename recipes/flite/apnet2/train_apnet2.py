@@ -22,7 +22,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a small APNet2 on flite's speech.")
     parser.add_argument("--data_path", default=HERE.parent / "flite_corpus" / "wavs", help="folder of the WAV files")
     parser.add_argument("--output_path", default=HERE, help="folder for the run's folder")
-    parser.add_argument("--batch_size", type=int, default=16, help="segments of a batch (16)")
+    parser.add_argument("--batch_size", type=int, default=4, help="segments of a batch (4)")
+    parser.add_argument("--seq_len", type=int, default=40_960, help="samples of a segment, a multiple of 256 (40960)")
     parser.add_argument("--steps", type=int, default=12_000, help="training steps (12000)")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate at the start (0.001)")
     parser.add_argument("--num_loader_workers", type=int, default=0, help="processes that read audio (0)")
@@ -48,6 +49,8 @@ def main(argv: list[str] | None = None) -> None:
         output_path=str(args.output_path),
         data_path=str(args.data_path),
         batch_size=args.batch_size,
+        # five times the official length: GRN pools over time, and so few layers rely on what a short segment pools
+        seq_len=args.seq_len,
         eval_split_size=len(eval_files),
         epochs=-(-args.steps // n_batches),
         num_loader_workers=args.num_loader_workers,

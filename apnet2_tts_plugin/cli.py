@@ -1,0 +1,252 @@
+"""The `apnet2` command: arguments in, calls out. Whatever needs torch is imported when a command runs."""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from apnet2_tts_plugin import __version__
+
+DESCRIPTION = """\
+The APNet2 neural vocoder on the command line: speak files, bring in official
+weights, and keep models under names that coqui-tts finds too."""
+
+EPILOG = """\
+example:
+  apnet2 vocode recording.wav again.wav
+  apnet2 vocode --help
+
+exit status:
+  0  all done
+  1  something could not be done; one line on stderr says what and why
+  2  wrong arguments
+  130  interrupted with Ctrl-C; no partial file is left
+"""
+
+VOCODE = """\
+Speak files with a model. IN is one of:
+
+  a .wav or .flac file  analysed to the model's mel and spoken again (copy
+                        synthesis); the output has as many samples
+  an .npy or .pt file   a natural-log mel (bands, frames) or (1, bands, frames)
+                        with the model's analysis settings
+  a folder              all such files in it and its sub-folders, which OUT
+                        mirrors; files that cannot be spoken are named and
+                        skipped, and the exit status is 1 at the end
+
+The output is 16-bit mono WAV at the model's sample rate, as loud as the model
+makes it. It takes its name only when it is complete; an existing file is
+replaced."""
+
+VOCODE_EXAMPLES = """\
+examples:
+  apnet2 vocode recording.wav again.wav
+  apnet2 vocode mels/ wavs/ --model my_model --device cuda
+"""
+
+IMPORT = """\
+Turn the files of the official APNet2 (or FreeV) code into a folder that
+coqui-tts can use: config.json and model.safetensors, and with the
+discriminators also a checkpoint to fine-tune from. Nothing in the files is
+executed, and nothing is written unless all tensors are there and fit."""
+
+IMPORT_EXAMPLE = """\
+example:
+  apnet2 import g_01000000 --discriminators do_01000000 --out imported
+"""
+
+EXPORT = """\
+Turn a checkpoint of coqui's Trainer, such as a run's best_model.pth, into a
+model folder to use and to give away: config.json and model.safetensors, the
+generator alone, with no path of this machine in it."""
+
+EXPORT_EXAMPLE = """\
+example:
+  apnet2 export run/best_model.pth --out ljspeech --half
+"""
+
+INSTALL = """\
+Copy a model into coqui's model folder (TTS_HOME is respected), where
+`tts --vocoder_name NAME` and `apnet2 vocode --model NAME` find it. It is loaded
+once to see that it works. A user's model of that name is replaced; under the
+name of a bundled one it takes that one's place until it is removed."""
+
+INSTALL_EXAMPLE = """\
+example:
+  apnet2 install imported --name official
+  tts --text "Hello." --model_name tts_models/en/ljspeech/glow-tts \\
+      --vocoder_name official --out_path hello.wav
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status; `argv` defaults to the process's arguments."""
+    arguments = _parser().parse_args(argv)
+    try:
+        with _only_our_messages():
+            return arguments.run(arguments)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except ValueError as error:
+        if not type(error).__module__.startswith(__package__):
+            raise  # a mistake of ours, not of the user's
+        return _fail(str(error))
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="apnet2", description=DESCRIPTION, epilog=EPILOG, formatter_class=_AsWritten)
+    parser.add_argument("--version", action="version", version=f"apnet2-tts-plugin {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name, run, summary, description=None, epilog=None):
+        description = description or f"{summary[0].upper()}{summary[1:]}."
+        command = commands.add_parser(
+            name, help=summary, description=description, epilog=epilog, formatter_class=_AsWritten
+        )
+        command.set_defaults(run=run)
+        return command
+
+    vocode = add("vocode", _vocode, "speak a recording, a mel or a folder of them", VOCODE, VOCODE_EXAMPLES)
+    vocode.add_argument("input", metavar="IN", help=".wav, .flac, .npy or .pt file, or a folder of them")
+    vocode.add_argument("output", metavar="OUT", help=".wav file to write, or a folder if IN is one")
+    vocode.add_argument(
+        "--model", metavar="NAME_OR_DIR", default="apnet2", help="a name from `apnet2 list`, or a folder (%(default)s)"
+    )
+    vocode.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (%(default)s)")
+    vocode.add_argument(
+        "--resample", action="store_true", help="convert recordings of other sample rates instead of refusing them"
+    )
+
+    official = add("import", _import, "turn official checkpoints into a model folder", IMPORT, IMPORT_EXAMPLE)
+    official.add_argument("generator", metavar="GENERATOR", help="official generator file, such as g_01000000")
+    official.add_argument("--discriminators", metavar="DO", help="official discriminator file, such as do_01000000")
+    official.add_argument("--config", help="official config.json (the LJSpeech settings)")
+    official.add_argument("--out", metavar="DIR", required=True, help="folder to write to")
+
+    export = add("export", _export, "turn a training checkpoint into a model folder", EXPORT, EXPORT_EXAMPLE)
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint of the Trainer, such as best_model.pth")
+    export.add_argument("--out", metavar="DIR", required=True, help="folder to write to")
+    export.add_argument("--half", action="store_true", help="store float16, half the size")
+
+    install = add("install", _install, "give a model folder a name", INSTALL, INSTALL_EXAMPLE)
+    install.add_argument("folder", metavar="DIR", help="folder with config.json and the weights")
+    install.add_argument("--name", default="apnet2", help="name to install it under (%(default)s)")
+
+    add("list", _list, "list the named models")
+
+    remove = add("remove", _remove, "remove a model that was installed")
+    remove.add_argument("name", metavar="NAME", help="a name from `apnet2 list`")
+    return parser
+
+
+_AsWritten = argparse.RawDescriptionHelpFormatter
+
+
+def _vocode(arguments: argparse.Namespace) -> int:
+    from apnet2_tts_plugin import loader, vocode
+
+    pairs = vocode.plan(arguments.input, arguments.output)
+    model = loader.load_model(arguments.model, arguments.device)
+    failures = vocode.vocode_files(model, pairs, arguments.resample)
+    if failures and len(pairs) > 1:
+        _fail(f"{failures} of {len(pairs)} files could not be spoken")
+    return 1 if failures else 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from apnet2_tts_plugin import checkpoints
+
+    out = arguments.out
+    written = checkpoints.import_official(arguments.generator, out, arguments.discriminators, arguments.config)
+    _say_what_next(written, out)
+    if arguments.discriminators:
+        config, checkpoint = f"{out}/{checkpoints.CONFIG_NAME}", written[-1]
+        command = f"python -m TTS.bin.train_vocoder --config_path {config} --restore_path {checkpoint}"
+        print(f"fine-tune:  {command} --coqpit.data_path WAVS")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from apnet2_tts_plugin import checkpoints
+
+    _say_what_next(checkpoints.export(arguments.checkpoint, arguments.out, arguments.half), arguments.out)
+    return 0
+
+
+def _say_what_next(written: list, out: str) -> None:
+    for path in written:
+        print(f"wrote {path}")
+    print(f"try it:     apnet2 vocode IN.wav OUT.wav --model {out}")
+    print(f"name it:    apnet2 install {out} --name NAME")
+
+
+def _install(arguments: argparse.Namespace) -> int:
+    from apnet2_tts_plugin import loader, store
+
+    loader.load_model(os.path.abspath(arguments.folder))  # a path, even where a model has the folder's name
+    folder = store.install(arguments.folder, arguments.name)
+    print(f"installed {folder}")
+    print(f"use it:  apnet2 vocode IN.wav OUT.wav --model {arguments.name}")
+    print(f"         tts --text TEXT --vocoder_name {arguments.name} --out_path OUT.wav")
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from apnet2_tts_plugin import loader
+
+    for row in loader.overview():
+        print(row)
+    return 0
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    from apnet2_tts_plugin import store
+
+    store.remove(arguments.name)
+    print(f"removed {arguments.name}")
+    return 0
+
+
+@contextmanager
+def _only_our_messages() -> Iterator[None]:
+    """Show the plugin's warnings on stderr, and none of the libraries'."""
+    ours = logging.getLogger(__package__)
+    handler = _Stderr()
+    handler.setFormatter(logging.Formatter("apnet2: %(message)s"))
+    ours.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        ours.removeHandler(handler)
+
+
+class _Stderr(logging.Handler):
+    """Writes to stderr without tearing a progress bar."""
+
+    def emit(self, record):
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _fail(message: str, status: int = 1) -> int:
+    print(f"apnet2: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

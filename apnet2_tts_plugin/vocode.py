@@ -1,0 +1,210 @@
+"""Speaking files: a recording is analysed and spoken again (copy synthesis), a log-mel is spoken as it is."""
+
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from apnet2_tts_plugin import data
+from apnet2_tts_plugin.checkpoints import write_atomically
+from apnet2_tts_plugin.model import Apnet2
+
+logger = logging.getLogger(__name__)
+
+MEL_SUFFIXES = (".npy", ".pt")
+SUFFIXES = (*data.AUDIO_SUFFIXES, *MEL_SUFFIXES)
+
+
+class InputError(ValueError):
+    """A file cannot be spoken; the message is one line that says which and why."""
+
+
+class OutputError(ValueError):
+    """A file cannot be written where it was asked for; the message is one line."""
+
+
+def plan(source: str | os.PathLike, target: str | os.PathLike) -> list[tuple[Path, Path]]:
+    """Which files are to be read, and the WAV file that each becomes.
+
+    Args:
+        source: A file, or a folder of which all WAV, FLAC, `.npy` and `.pt` files are taken, sub-folders included.
+        target: The WAV file, or for a folder the folder that mirrors it.
+
+    Raises:
+        InputError: if there is nothing to read.
+        OutputError: if the target is of the wrong kind, or a file that is read would be overwritten.
+    """
+    source, target = Path(source), Path(target)
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder")
+    pairs = _plan_folder(source, target) if source.is_dir() else _plan_file(source, target)
+    overwritten = {read.resolve() for read, _ in pairs} & {written.resolve() for _, written in pairs}
+    if overwritten:
+        raise OutputError(f"{min(overwritten)}: is an input and would be overwritten; choose another output")
+    return pairs
+
+
+def _plan_file(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    if source.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{source}: expected a {', '.join(SUFFIXES)} file, or a folder of them")
+    if target.is_dir() or target.suffix.lower() != ".wav":
+        kind = "a folder" if target.is_dir() else "no name of a WAV file"
+        raise OutputError(f"{target}: is {kind}; for a single input, expected the name of a .wav file to write")
+    return [(source, target)]
+
+
+def _plan_folder(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{target}: is a file; for a folder of inputs, expected a folder to write to")
+    if source.resolve() in (target.resolve(), *target.resolve().parents):
+        raise OutputError(f"{target}: lies in {source}, which is read; choose a folder outside of it")
+    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise InputError(f"{source}: no {', '.join(SUFFIXES)} file in this folder")
+    pairs = [(path, target / path.relative_to(source).with_suffix(".wav")) for path in files]
+    repeated, times = Counter(written for _, written in pairs).most_common(1)[0]
+    if times > 1:
+        names = " and ".join(str(read) for read, written in pairs if written == repeated)
+        raise InputError(f"{names} would all become {repeated}; keep one of them in the folder")
+    return pairs
+
+
+def vocode_files(model: Apnet2, pairs: list[tuple[Path, Path]], resample: bool = False) -> int:
+    """Speak files one by one; those that cannot be spoken are named in the log and left out.
+
+    Args:
+        model: A model from `loader.load_model`.
+        pairs: What `plan` gives.
+        resample: Convert recordings of other sample rates instead of refusing them.
+
+    Returns:
+        The number of files left out.
+
+    Raises:
+        OutputError: if a file cannot be written; there is no part of it then, and the rest is not tried.
+    """
+    failures = 0
+    for source, target in tqdm(pairs, unit="file", disable=None if len(pairs) > 1 else True):
+        try:
+            waveform = speak(model, source, resample)
+        except InputError as error:
+            logger.error("%s", error)
+            failures += 1
+        else:
+            write_wav(target, waveform, model.config.audio.sample_rate)
+    return failures
+
+
+def speak(model: Apnet2, path: Path, resample: bool = False) -> Tensor:
+    """What the model makes of one file: (N,) in float32 on the CPU, within [-1, 1].
+
+    N is that of a recording (after resampling), and (T - 1) * hop_length for a mel of T frames.
+
+    Raises:
+        InputError: if the file cannot be read, or is not what the model takes.
+    """
+    try:
+        if path.suffix.lower() in MEL_SUFFIXES:
+            waveform = model.inference(read_mel(path, model.config.audio.num_mels).to(model.device))
+        else:
+            waveform = copy_synthesis(model, read_audio(path, model.config.audio.sample_rate, resample))
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"{path}: too long for the memory of {model.device}; cut it or use --device cpu") from error
+    waveform = waveform.flatten().cpu()
+    if not waveform.isfinite().all():
+        raise InputError(f"{path}: the model's answer has NaN or infinite samples; is this a natural-log mel (ln)?")
+    peak = waveform.abs().max().item()
+    if peak > 1:
+        logger.warning("%s: the output is clipped, its peak was %.2f", path, peak)
+    return waveform.clamp(-1, 1)
+
+
+def copy_synthesis(model: Apnet2, waveform: Tensor) -> Tensor:
+    """Analyse a recording (N,) and speak its mel: (N,) again, on the model's device."""
+    audio = model.config.audio
+    # The analysis reflects half an FFT at the edges, and whole hops are spoken.
+    hops = max(-(-len(waveform) // audio.hop_length), audio.fft_size // 2 // audio.hop_length + 1)
+    padded = F.pad(waveform, (0, hops * audio.hop_length - len(waveform)))
+    mel = model.log_mel(padded[None].to(model.device))
+    return model.inference(mel).flatten()[: len(waveform)]
+
+
+def read_audio(path: Path, sample_rate: int, resample: bool = False) -> Tensor:
+    """A recording as (N,) in float32 at `sample_rate` Hz, channels mixed down.
+
+    Raises:
+        InputError: if it cannot be read, is empty, has NaN, or has another sample rate and `resample` is not set.
+    """
+    try:
+        found = soundfile.info(path)
+        if found.frames == 0:
+            raise InputError(f"{path}: has no samples")
+        if found.samplerate != sample_rate and not resample:
+            raise InputError(
+                f"{path}: has {found.samplerate} Hz, expected the model's {sample_rate} Hz; --resample converts it"
+            )
+        waveform = torch.from_numpy(data.read_audio(path, sample_rate))
+    except soundfile.LibsndfileError as error:
+        raise InputError(f"{path}: not a readable WAV or FLAC file ({error.error_string})") from error
+    if not waveform.isfinite().all():
+        raise InputError(f"{path}: has NaN or infinite samples")
+    return waveform
+
+
+def read_mel(path: Path, n_mels: int) -> Tensor:
+    """A natural-log mel as (1, n_mels, T) in float32; the file holds that or (n_mels, T).
+
+    Raises:
+        InputError: if it cannot be read or holds something else, NaN, or fewer than two frames.
+    """
+    mel = _read_array(path)
+    shape = tuple(mel.shape)
+    if len(shape) not in (2, 3) or shape[-2] != n_mels or (len(shape) == 3 and shape[0] != 1):
+        raise InputError(f"{path}: has shape {shape}, expected ({n_mels}, frames) or (1, {n_mels}, frames)")
+    if shape[-1] < 2:
+        raise InputError(f"{path}: has {shape[-1]} frames, expected at least 2")
+    if not mel.is_floating_point():
+        raise InputError(f"{path}: has numbers of type {mel.dtype}, expected floating ones")
+    mel = mel.detach().float().reshape(1, n_mels, -1)
+    if not mel.isfinite().all():
+        raise InputError(f"{path}: has NaN or infinite values")
+    return mel
+
+
+def _read_array(path: Path) -> Tensor:
+    try:
+        if path.suffix.lower() == ".npy":
+            content = torch.from_numpy(np.load(path, allow_pickle=False))
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files make the two readers raise almost anything
+        raise InputError(f"{path}: not a readable {path.suffix} file, or it holds more than numbers") from error
+    if not isinstance(content, Tensor):
+        raise InputError(f"{path}: holds a {type(content).__name__}, expected a tensor")
+    return content
+
+
+def write_wav(path: Path, waveform: Tensor, sample_rate: int) -> None:
+    """Write (N,) within [-1, 1] as 16-bit PCM, whole or not at all; missing folders are made.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+
+    def write(temporary: Path) -> None:
+        samples = (waveform * 32767).round().short().numpy()
+        soundfile.write(temporary, samples, sample_rate, format="WAV", subtype="PCM_16")
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, write)
+    except (OSError, soundfile.LibsndfileError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path}: cannot be written ({reason})") from error

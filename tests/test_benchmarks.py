@@ -1,0 +1,104 @@
+"""The benchmarks run and print tables of the right shape; what the figures are is not tested."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import tiny
+import torch
+from golden_weights import golden_waveform
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run a benchmark; it may fail."""
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def cells(markdown: str) -> list[list[str]]:
+    """The cells of all table rows, without the lines below the headers."""
+    rows = [line for line in markdown.splitlines() if line.startswith("|") and not line.startswith("|---")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """A folder with one second of a speech-like signal at 16 kHz."""
+    folder = tmp_path / "voice"
+    folder.mkdir()
+    soundfile.write(folder / "a.wav", golden_waveform(16000, seed=1), 16000)
+    return folder
+
+
+@pytest.fixture
+def inference(monkeypatch):
+    """The module `benchmarks/inference.py`."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    spec = importlib.util.spec_from_file_location("inference", BENCHMARKS / "inference.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "inference", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_quality_compares_a_model_with_griffin_lim(tmp_path, recordings):
+    model, out = tiny.save(tmp_path / "model"), tmp_path / "quality.json"
+    done = run("quality.py", "--model", model, "--audio", recordings, "--audio", f"again={recordings}", "--out", out)
+    assert done.returncode == 0, done.stderr
+    header, ours, griffin_lim, *again = cells(done.stdout)
+    assert header == ["System", "STOI", "PESQ-WB", "Mel error"]
+    assert [ours[0], griffin_lim[0]] == [f"APNet2 `{model}`", "Griffin-Lim, 60 iterations"]
+    assert again == [header, ours, griffin_lim]
+    assert "voice: 1 files, 1.0 s of audio" in done.stdout
+    assert "again: 1 files, 1.0 s of audio" in done.stdout
+    results = json.loads(out.read_text())["results"]
+    assert [result["audio"] for result in results] == ["voice", "voice", "again", "again"]
+    assert results[1]["mel_error"] < results[0]["mel_error"]  # random weights do worse than Griffin-Lim
+
+
+@pytest.mark.slow
+def test_quality_says_in_one_line_what_is_wrong(tmp_path, recordings):
+    soundfile.write(recordings / "b.wav", golden_waveform(16000, seed=1)[:2000], 16000)
+    done = run("quality.py", "--model", tiny.save(tmp_path / "model"), "--audio", recordings, "--last", 1)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"quality.py: {recordings / 'b.wav'}: STOI needs")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_inference_compares_systems(tmp_path):
+    out = tmp_path / "inference.json"
+    systems = ("plain", "ours", "ours-bf16")
+    done = run("inference.py", "--seconds", 0.1, 0.25, "--rounds", 1, "--systems", *systems, "--json", out)
+    assert done.returncode == 0, done.stderr
+    header, *rows = cells(done.stdout)
+    assert header[1:] == ["0.1 s", "0.25 s", "Peak MB", "GFLOP per s", "Share of matrix rate", "SNR dB"]
+    assert [row[0] for row in rows] == ["Plain transcription, float32", "APNet2, float32", "APNet2, bf16 weights"]
+    assert all(len(row) == len(header) for row in rows)
+    assert [bool(row[-1]) for row in rows] == [False, False, True]
+    results = json.loads(out.read_text())["results"]
+    assert len(results) == 6
+    assert all(result["times_real_time"] > 0 and result["peak_mb"] > 0 for result in results)
+    assert results[0]["ratio_to_plain"] == 1
+
+
+def test_the_plain_transcription_is_our_generator(inference):
+    systems = {name: inference.build(name, "cpu") for name in ("plain", "ours")}
+    mel = systems["ours"].mel(0.1)
+    outputs = {name: system(mel) for name, system in systems.items()}
+    inference.check_equal(outputs)
+    with pytest.raises(SystemExit, match="differs from the plain transcription"):
+        inference.check_equal({**outputs, "ours": outputs["ours"] + 1e-3 * outputs["ours"].abs().max()})
+
+
+def test_flop_are_those_of_the_products(inference):
+    layer = torch.nn.Linear(30, 20)
+    system = inference.System("one product", layer, layer)
+    assert inference.count_flop(system, torch.zeros(7, 30)) == 2 * 7 * 30 * 20

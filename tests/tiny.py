@@ -1,0 +1,62 @@
+"""An APNet2 so small that tests can make one for each test, also as files with official names."""
+
+import json
+from pathlib import Path
+
+import golden
+import torch
+from torch import Tensor, nn
+
+from apnet2_tts_plugin import checkpoints
+from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
+from apnet2_tts_plugin.discriminators import multi_period, multi_resolution
+from apnet2_tts_plugin.generator import Generator
+
+
+def config(**changes) -> Apnet2Config:
+    """The configuration; sizes alone differ from the default."""
+    sizes = dict(channels=16, hidden_channels=32, blocks=1)
+    return Apnet2Config(
+        amplitude=PredictorConfig(**sizes),
+        phase=PredictorConfig(**sizes),
+        mpd_channels=[4, 4],
+        mrd_channels=4,
+        **changes,
+    )
+
+
+def generator(loudness: float = 0.0) -> Generator:
+    """A generator with the same random weights at each call, amplified by exp(`loudness`)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Generator(config())
+    nn.init.constant_(network.amplitude.output_conv.bias, loudness)
+    return network
+
+
+def save(folder: Path, loudness: float = 0.0) -> Path:
+    """Write the model to `folder`, as it is used."""
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints.save_config(config(), folder)
+    checkpoints.save_weights(generator(loudness), folder)
+    return folder
+
+
+def official_generator() -> dict[str, dict[str, Tensor]]:
+    """What an official `g_XXXXXXXX` of these sizes would hold."""
+    return {"generator": _with_official_names("generator", generator())}
+
+
+def official_discriminators() -> dict[str, dict[str, Tensor]]:
+    """What an official `do_XXXXXXXX` would hold; these have the official sizes, as the file cannot tell them."""
+    default = Apnet2Config()
+    mpd = multi_period(default.mpd_periods, default.mpd_channels)
+    mrd = multi_resolution(default.mrd_resolutions, default.mrd_channels)
+    return {"mpd": _with_official_names("mpd", mpd), "mrd": _with_official_names("mrd", mrd), "steps": 7, "epoch": 1}
+
+
+def _with_official_names(name: str, network: nn.Module) -> dict[str, Tensor]:
+    official = json.loads((golden.DATA / "official_shapes.json").read_text())[name]
+    ours = checkpoints.rename_official(name, dict(zip(official, official, strict=True)))
+    state = network.state_dict()
+    return {official: state[ours] for ours, official in ours.items() if ours in state}
