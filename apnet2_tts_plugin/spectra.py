@@ -80,7 +80,7 @@ class ISTFT(Float32Buffers):
         win_length: Window length in samples, more than `hop_length`.
 
     Shape:
-        spectrum (B, n_fft / 2 + 1, T) complex, mask (B, 1, T) or None, to waveform (B, (T - 1) * hop_length).
+        spectrum (B, n_fft / 2 + 1, T) complex, mask (B, T, 1) or None, to waveform (B, (T - 1) * hop_length).
 
     Example:
 
@@ -102,8 +102,8 @@ class ISTFT(Float32Buffers):
         frames = torch.fft.irfft(spectrum.transpose(1, 2), n=self.n_fft) * self.window
         squared_window = self.window.square().expand(1, spectrum.shape[2], -1)
         if mask is not None:
-            frames = frames * mask.transpose(1, 2)
-            squared_window = squared_window * mask.transpose(1, 2)
+            frames = frames * mask
+            squared_window = squared_window * mask
         start = self.n_fft // 2
         end = start + (spectrum.shape[2] - 1) * self.hop_length
         waveform = self._overlap_add(frames)[:, start:end]

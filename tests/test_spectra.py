@@ -50,8 +50,8 @@ def test_istft_inverts_stft(waveform, n_frames):
 def test_masked_istft_equals_single_ones():
     torch.manual_seed(0)
     spectrum = torch.randn(2, 513, 20, dtype=torch.complex64)
-    mask = torch.ones(2, 1, 20)
-    mask[1, :, 7:] = 0
+    mask = torch.ones(2, 20, 1)
+    mask[1, 7:] = 0
     istft = ISTFT(1024, 256, 1024)
     batch = istft(spectrum, mask)
     torch.testing.assert_close(batch[:1], istft(spectrum[:1]))

@@ -73,8 +73,13 @@ def main(argv: list[str] | None = None) -> None:
         lr_scheduler_gen_params={"gamma": 0.05 ** (1 / args.steps)},
     )
 
-    # ask for phases that agree with the amplitudes at several resolutions, which the discriminators would do
-    config.loss_weights["multi_resolution_stft"] = 100.0
+    # Most of the phase is noise to so small a model, and its losses are noise to the rest: ask instead for amplitudes
+    # that the inverse STFT leaves as they are, which the discriminators would do otherwise.
+    for term in ("instantaneous_phase", "group_delay", "phase_time_difference"):
+        config.loss_weights[term] = 10.0
+    for term in ("real", "imaginary"):
+        config.loss_weights[term] = 5.0
+    config.loss_weights["multi_resolution_stft"] = 200.0
 
     # init the model
     model = Apnet2(config)
