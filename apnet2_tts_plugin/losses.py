@@ -52,8 +52,8 @@ def multi_resolution_stft(stfts: list[STFT], target: Tensor, predicted: Tensor) 
     """Difference of the amplitudes of two waveforms, averaged over several resolutions (arXiv 1910.11480, section 2.2).
 
     For each, the spectral convergence | |S| - |S'| | / | |S| | (Frobenius norms over the batch) plus the mean absolute
-    difference of the log-amplitudes. It asks for amplitudes that survive the inverse STFT, and so for phases that agree;
-    APNet2's own terms shrink the amplitude where they cannot tell the phase.
+    difference of the log-amplitudes. It asks for amplitudes that survive the inverse STFT, and so for phases that
+    agree; APNet2's own terms shrink the amplitude where they cannot tell the phase.
     """
     terms = []
     for stft in stfts:
