@@ -46,7 +46,7 @@ class Finder:
     @classmethod
     def _wrapping_spec(cls, name, path, target):
         """The spec that the other finders give, with a loader that wraps the module once it has run."""
-        others = (finder for finder in sys.meta_path if finder is not cls)
+        others = (finder for finder in sys.meta_path if finder is not cls and hasattr(finder, "find_spec"))
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
         if spec is not None:
             run = spec.loader.exec_module

@@ -135,6 +135,7 @@ def load_model(model: "Apnet2", path: str | os.PathLike[Any], generator_only: bo
     elif generator_only:
         load_strictly(model.generator, _generator_state(content, path), path)
     else:
+        model.add_discriminators()
         load_strictly(model, _model_state(content, path), path)
 
 
@@ -208,35 +209,47 @@ def import_official(
         CheckpointError: if a file cannot be read, a tensor is missing, unexpected or misshapen, or the settings in
             `config_path` make no sense; nothing is written.
     """
-    state = rename_official("generator", _network_state(generator_path, "generator"))
+    official = read_tensors(generator_path)
+    state = rename_official("generator", _network_state(official, generator_path, "generator"))
     config = _official_config(state, generator_path, config_path)
     generator = Generator(config)
     load_strictly(generator, state, generator_path)
-    networks = {"generator": generator}
-    steps = 0
+    checkpoint = None
     if discriminators_path is not None:
-        networks["mpd"] = multi_period(config.mpd_periods, config.mpd_channels)
-        networks["mrd"] = multi_resolution(config.mrd_resolutions, config.mrd_channels)
-        for name in ("mpd", "mrd"):
-            renamed = rename_official(name, _network_state(discriminators_path, name))
-            load_strictly(networks[name], renamed, discriminators_path)
-        steps = int(read_tensors(discriminators_path).get("steps", 0))
+        checkpoint = _training_checkpoint(generator, config, discriminators_path)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     written = [save_config(config, out), save_weights(generator, out)]
-    if discriminators_path is not None:
-        model = nn.ModuleDict(networks).state_dict()
-        checkpoint = {"model": model, "config": config.to_dict(), "step": steps, "epoch": 0}
-        path = out / f"checkpoint_{steps}.pth"
+    if checkpoint is not None:
+        path = out / f"checkpoint_{checkpoint['step']}.pth"
         write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
         written.append(path)
     return written
 
 
-def _network_state(path: str | os.PathLike[Any], network: str) -> dict[str, Any]:
-    state = read_tensors(path).get(network)
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: no {network!r} in it, expected an official APNet2 file")
+def _training_checkpoint(
+    generator: Generator, config: Apnet2Config, discriminators_path: str | os.PathLike[Any]
+) -> dict[str, Any]:
+    """What the Trainer's `restore_path` takes: `generator` and the official discriminators."""
+    official = read_tensors(discriminators_path)
+    networks = {
+        "mpd": multi_period(config.mpd_periods, config.mpd_channels),
+        "mrd": multi_resolution(config.mrd_resolutions, config.mrd_channels),
+    }
+    for name, network in networks.items():
+        state = rename_official(name, _network_state(official, discriminators_path, name))
+        load_strictly(network, state, discriminators_path)
+    steps = official.get("steps", 0)
+    if not isinstance(steps, int) or steps < 0:
+        raise CheckpointError(f"{discriminators_path}: steps is {steps!r}, expected a number of 0 or more")
+    model = nn.ModuleDict({"generator": generator, **networks}).state_dict()
+    return {"model": model, "config": config.to_dict(), "step": steps, "epoch": 0}
+
+
+def _network_state(official: dict[str, Any], source: str | os.PathLike[Any], network: str) -> dict[str, Any]:
+    state = official.get(network)
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise CheckpointError(f"{source}: no {network!r} in it, expected an official APNet2 file")
     return state
 
 

@@ -8,6 +8,7 @@ from TTS.config import BaseAudioConfig
 from TTS.vocoder.configs.shared_configs import BaseVocoderConfig
 
 AMPLITUDE_STARTS = ("mel", "pseudo_inverse")
+LOSS_RESOLUTIONS = ((512, 128, 512), (1024, 256, 1024), (2048, 512, 2048))  # of the multi-resolution loss
 
 
 class ConfigError(ValueError):
@@ -97,8 +98,9 @@ class Apnet2Config(BaseVocoderConfig):
         8
 
     The weights in `loss_weights` are those of the generator's terms (APNet2 paper, section 2.3) by the names they have
-    in the log; a term of weight 0 is not computed, and `multi_resolution_stft` is ours. `use_noise_augment`,
-    `pad_short`, `conv_pad`, `use_cache`, `feature_path` and `wd` of coqui's base class have no effect.
+    in the log; `multi_resolution_stft` is not in the paper, and is not computed where its weight is 0.
+    `use_noise_augment`, `pad_short`, `conv_pad`, `use_cache`, `feature_path` and `wd` of coqui's base class have no
+    effect.
 
     Args:
         model (str): Name by which coqui finds the model class. Defaults to "apnet2".
@@ -214,13 +216,20 @@ class Apnet2Config(BaseVocoderConfig):
         divides = self.seq_len % hop == 0 and self.seq_len > self.audio.fft_size // 2
         allowed = f"a multiple of audio.hop_length ({hop}) above half the FFT size"
         _require(divides, "seq_len", self.seq_len, allowed)
-        for periods in self.mpd_periods:
-            _require(periods >= 1, "mpd_periods", periods, "periods of at least 1 sample")
+        for name in ("batch_size", "eval_split_size", "epochs", "mrd_channels"):
+            _require(self[name] >= 1, name, self[name], "at least 1")
+        for name in ("mpd_periods", "mpd_channels"):
+            positive = len(self[name]) >= 1 and min(self[name]) >= 1
+            _require(positive, name, self[name], "a list of numbers of at least 1")
+        _require(len(self.mrd_resolutions) >= 1, "mrd_resolutions", self.mrd_resolutions, "at least one")
         for resolution in self.mrd_resolutions:
             fits = len(resolution) == 3 and 0 < resolution[1] <= resolution[2] <= resolution[0]
             _require(fits, "mrd_resolutions", resolution, "[FFT, hop, window] with hop <= window <= FFT")
             short = resolution[0] // 2 < self.seq_len
             _require(short, "mrd_resolutions", resolution, f"an FFT below twice seq_len ({self.seq_len})")
+        longest = max(LOSS_RESOLUTIONS)[0] // 2
+        fits = not self.loss_weights.get("multi_resolution_stft") or self.seq_len > longest
+        _require(fits, "seq_len", self.seq_len, f"more than {longest} with a loss weight of multi_resolution_stft")
         for name, known in (
             ("loss_weights", Apnet2Config.__dataclass_fields__["loss_weights"].default_factory()),
             ("discriminator_loss_weights", {"mpd": 1.0, "mrd": 0.1}),
@@ -230,7 +239,7 @@ class Apnet2Config(BaseVocoderConfig):
             for term, weight in self[name].items():
                 _require(weight >= 0, f"{name}.{term}", weight, "0 or more")
         for name in ("lr_gen", "lr_disc"):
-            _require(self[name] > 0, name, self[name], "above 0")
+            _require(0 < self[name] < float("inf"), name, self[name], "a number above 0")
         _require(len(self.grad_clip) == 2, "grad_clip", self.grad_clip, "[discriminators, generator]")
 
     def deserialize(self, data: dict[str, Any]) -> "Apnet2Config":

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = (".wav", ".flac")
 SILENCE = 1e-4  # peak below which a file teaches nothing
+UNKNOWN_LENGTH = 2**40  # samples; FLAC files that were written through a pipe claim 2**63 - 1
 RESAMPLING_MARGIN = 64  # samples read on either side of a segment that is resampled, for the filter's edges
 
 
@@ -65,6 +66,8 @@ def usable(paths: list[Path]) -> list[AudioFile]:
     Raises:
         DataError: if none is left.
     """
+    if not paths:
+        raise DataError("no audio files are given")
     files = []
     for path in tqdm(paths, desc="Checking audio", disable=None, leave=False):
         try:
@@ -83,24 +86,39 @@ def _inspect(path: Path) -> AudioFile:
     with sf.SoundFile(path) as file:
         if file.frames == 0:
             raise DataError("it is empty")
+        if file.frames >= UNKNOWN_LENGTH:
+            raise DataError("it does not tell its length; writing it anew helps")
         # Reading stops at the first sound, so that only silent files are read whole.
         if not any(np.abs(block).max() > SILENCE for block in file.blocks(blocksize=16384, dtype="float32")):
             raise DataError("it is silent")
+        file.seek(file.frames - 1)  # fails where the end of a compressed file is missing
+        if len(file.read()) == 0:
+            raise DataError("its end is missing")
         return AudioFile(path, file.frames, file.samplerate)
 
 
 def read_audio(path: str | Path, sample_rate: int, start: int = 0, n_samples: int = -1) -> np.ndarray:
-    """Read a file, or `n_samples` of it from `start` (at the file's own rate), as mono float32 at `sample_rate` Hz."""
-    with sf.SoundFile(path) as file:
-        file.seek(start)
-        waveform = file.read(n_samples, dtype="float32", always_2d=True).mean(axis=1)
-        if file.samplerate != sample_rate:
-            waveform = librosa.resample(waveform, orig_sr=file.samplerate, target_sr=sample_rate)
-    return waveform
+    """Read a file, or `n_samples` of it from `start` (at the file's own rate), as mono float32 at `sample_rate` Hz.
+
+    Raises:
+        DataError: if it cannot be read there, or has NaN or infinite samples.
+    """
+    try:
+        with sf.SoundFile(path) as file:
+            file.seek(start)
+            waveform = file.read(n_samples, dtype="float32", always_2d=True).mean(axis=1)
+            rate = file.samplerate
+    except sf.LibsndfileError as error:
+        raise DataError(f"{path}: cannot be read at sample {start} ({error.error_string})") from error
+    if not np.isfinite(waveform).all():
+        raise DataError(f"{path}: has NaN or infinite samples")
+    return waveform if rate == sample_rate else librosa.resample(waveform, orig_sr=rate, target_sr=sample_rate)
 
 
 class Segments(Dataset):
     """One random segment of each file, another one in every epoch.
+
+    A file that cannot be read there is named in the log, and the next file takes its place.
 
     What is drawn depends on `seed`, the epoch and the file's index alone: not on the worker, nor on the order of items.
 
@@ -125,9 +143,13 @@ class Segments(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        file = self.files[index]
         rng = np.random.default_rng([self.seed, self.epoch, index])
-        return {"waveform": torch.from_numpy(self._segment(file, rng))}
+        for file in self.files[index:] + self.files[:index]:
+            try:
+                return {"waveform": torch.from_numpy(self._segment(file, rng))}
+            except DataError as error:
+                logger.warning("Another file instead of %s", error)
+        raise DataError(f"none of {len(self.files)} audio files can be read any more")
 
     def _segment(self, file: AudioFile, rng: np.random.Generator) -> np.ndarray:
         margin = 0 if file.sample_rate == self.sample_rate else RESAMPLING_MARGIN

@@ -214,9 +214,10 @@ class Generator(nn.Module):
         """
         mask = None
         if lengths is not None:
+            lengths = lengths.to(mel.device)[:, None]
             frames = torch.arange(mel.shape[2], device=mel.device)
-            mask = (frames < lengths.to(mel.device)[:, None])[:, :, None].to(mel.dtype)
-            mel = mel * mask.transpose(1, 2)
+            mel = mel.masked_fill((frames >= lengths)[:, None], 0.0)  # whatever was there, be it -inf
+            mask = (frames < lengths)[:, :, None].to(mel.dtype)
         log_amplitude = self.amplitude(mel, mask)
         real, imag = self.phase(mel, mask)
         with torch.autocast(mel.device.type, enabled=False):
@@ -226,7 +227,7 @@ class Generator(nn.Module):
             waveform = self.istft(spectrum, None if mask is None else mask.float())
         if lengths is not None:
             samples = torch.arange(waveform.shape[1], device=mel.device)
-            waveform = waveform * (samples < (lengths.to(mel.device)[:, None] - 1) * self.hop_length)
+            waveform = waveform * (samples < (lengths - 1) * self.hop_length)
         return waveform
 
 

@@ -33,7 +33,11 @@ def load_model(name_or_folder: str | os.PathLike, device: str = "cpu") -> Apnet2
     weights = store.weights_file(folder)
     place = _usable_device(device)
     config = read_config(folder / CONFIG_NAME)
-    model = Apnet2(config)
+    try:
+        model = Apnet2(config)
+    except (RuntimeError, TypeError) as error:  # sizes of the right kind that torch cannot make, such as 10**9
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"{folder / CONFIG_NAME}: no model can be made of it ({reason})") from error
     model.load_checkpoint(config, weights, eval=True)
     return model.to(place)
 

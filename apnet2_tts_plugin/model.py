@@ -13,7 +13,7 @@ from trainer.trainer_utils import get_optimizer, get_scheduler
 from TTS.vocoder.models.base_vocoder import BaseVocoder
 
 from apnet2_tts_plugin import checkpoints, losses
-from apnet2_tts_plugin.config import Apnet2Config
+from apnet2_tts_plugin.config import LOSS_RESOLUTIONS, Apnet2Config
 from apnet2_tts_plugin.data import Segments, Utterances, find_audio, split, usable
 from apnet2_tts_plugin.discriminators import multi_period, multi_resolution
 from apnet2_tts_plugin.figures import spectrogram_figures
@@ -22,7 +22,6 @@ from apnet2_tts_plugin.spectra import STFT, LogMel
 
 logger = logging.getLogger(__name__)
 
-LOSS_STFTS = ((512, 128, 512), (1024, 256, 1024), (2048, 512, 2048))
 DISCRIMINATORS, GENERATOR = 0, 1  # order of the optimizers
 
 
@@ -42,12 +41,19 @@ class Apnet2(BaseVocoder):
         super().__init__(config)
         config.check_values()
         self.generator = Generator(config)
-        self.mpd = multi_period(config.mpd_periods, config.mpd_channels)
-        self.mrd = multi_resolution(config.mrd_resolutions, config.mrd_channels)
+        self.mpd = self.mrd = None  # until training needs them: see add_discriminators
         self.log_mel = LogMel.from_audio_config(config.audio)
         self.loss_mel = LogMel.from_audio_config(config.audio, full_band=True)
-        resolutions = LOSS_STFTS if config.loss_weights["multi_resolution_stft"] else ()
+        resolutions = LOSS_RESOLUTIONS if config.loss_weights["multi_resolution_stft"] else ()
+        self.knows_best_loss = False  # of the run that is resumed
         self.loss_stfts = nn.ModuleList(STFT(*resolution) for resolution in resolutions)
+
+    def add_discriminators(self) -> None:
+        """Make the discriminators, larger than the generator and of no use to speak with, unless they are there."""
+        if self.mpd is None:
+            config = self.config
+            self.mpd = multi_period(config.mpd_periods, config.mpd_channels).to(self.device)
+            self.mrd = multi_resolution(config.mrd_resolutions, config.mrd_channels).to(self.device)
 
     @classmethod
     def init_from_config(cls, config: Apnet2Config) -> "Apnet2":
@@ -102,7 +108,7 @@ class Apnet2(BaseVocoder):
         Args:
             config: Not used; the weights must be those of the configuration that the model was made of.
             checkpoint_path: The file.
-            eval: Load the generator alone, drop the discriminators and switch to evaluation.
+            eval: Load the generator alone and switch to evaluation; without it, the discriminators as well.
             strict: Not used; missing and extra tensors are always refused.
             cache: Not used.
 
@@ -213,6 +219,28 @@ class Apnet2(BaseVocoder):
         logger.eval_figures(steps, spectrogram_figures(self.loss_mel, target, generated))
         logger.eval_audios(steps, _audios(target, generated), self.config.audio.sample_rate)
 
+    def on_init_end(self, trainer: Trainer) -> None:
+        """Refuse what `optimize` does not do.
+
+        Raises:
+            ValueError: if gradients are to be accumulated.
+        """
+        steps = trainer.grad_accum_steps
+        if steps != 1:
+            raise ValueError(f"grad_accum_steps: {steps}, expected 1: set a larger batch_size instead")
+
+    def on_epoch_start(self, trainer: Trainer) -> None:
+        """After a resume, measure the next model by the best one so far.
+
+        The Trainer takes its loss from the last checkpoint instead, which has none of an evaluation, and would replace
+        the best model by a worse one.
+        """
+        if trainer.continue_run and not self.knows_best_loss:
+            best = checkpoints.read_tensors(trainer.args.best_path).get("model_loss")
+            known = isinstance(best, dict) and best.get("eval_loss") is not None
+            trainer.best_loss = best if known else {"train_loss": float("inf"), "eval_loss": float("inf")}
+        self.knows_best_loss = True
+
     def on_train_epoch_start(self, trainer: Trainer) -> None:
         """Draw other segments, in another order, than in the epoch before."""
         trainer.train_loader.dataset.epoch = trainer.epochs_done
@@ -259,7 +287,8 @@ class Apnet2(BaseVocoder):
         return [nn.Identity(), nn.Identity()]
 
     def get_optimizer(self) -> list[torch.optim.Optimizer]:
-        """Optimizers of the discriminators and of the generator, in this order."""
+        """Optimizers of the discriminators, which are made now, and of the generator, in this order."""
+        self.add_discriminators()
         config = self.config
         discriminators = [*self.mpd.parameters(), *self.mrd.parameters()]
         name, params = config.optimizer, config.optimizer_params

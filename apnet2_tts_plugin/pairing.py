@@ -30,7 +30,7 @@ def vocoder_input(output: Tensor | np.ndarray, tts_model, audio) -> Tensor:
     """What the vocoder needs for one sentence of an acoustic model.
 
     Args:
-        output: The sentence's mel (T, n_mels) as normalised for `tts_model`, or its waveform (N,) or (1, N).
+        output: The sentence's mel (T, n_mels) as normalised for `tts_model`, or its waveform (N,), (1, N) or (1, 1, N).
         tts_model: The acoustic model, of which the audio settings are read.
         audio: The vocoder's audio config.
 
@@ -47,7 +47,7 @@ def vocoder_input(output: Tensor | np.ndarray, tts_model, audio) -> Tensor:
     ap = getattr(tts_model, "ap", None)
     if ap is not None and output.ndim == 2 and shape[1] == ap.num_mels:
         return _two_frames(convert_mel(output.numpy(), ap, audio))
-    if output.ndim == 1 or (output.ndim == 2 and shape[0] == 1):
+    if output.numel() == max(shape):
         return analyse(output.reshape(1, -1), waveform_sample_rate(tts_model.config.audio), audio)
     raise PairingError(f"the acoustic model's output of shape {shape} is neither a mel (T, n_mels) nor a waveform")
 

@@ -115,8 +115,10 @@ def speak(model: Apnet2, path: Path, resample: bool = False) -> Tensor:
             waveform = model.inference(read_mel(path, model.config.audio.num_mels).to(model.device))
         else:
             waveform = copy_synthesis(model, read_audio(path, model.config.audio.sample_rate, resample))
-    except torch.OutOfMemoryError as error:
-        raise InputError(f"{path}: too long for the memory of {model.device}; cut it or use --device cpu") from error
+    except RuntimeError as error:  # on a processor torch has no class of its own for it
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
+            raise
+        raise InputError(f"{path}: too long for the memory of {model.device}; cut it into shorter files") from error
     waveform = waveform.flatten().cpu()
     if not waveform.isfinite().all():
         raise InputError(f"{path}: the model's answer has NaN or infinite samples; is this a natural-log mel (ln)?")
@@ -144,18 +146,17 @@ def read_audio(path: Path, sample_rate: int, resample: bool = False) -> Tensor:
     """
     try:
         found = soundfile.info(path)
-        if found.frames == 0:
-            raise InputError(f"{path}: has no samples")
+        if not 0 < found.frames < data.UNKNOWN_LENGTH:
+            raise InputError(f"{path}: has no samples, or does not tell how many; writing it anew helps")
         if found.samplerate != sample_rate and not resample:
             raise InputError(
                 f"{path}: has {found.samplerate} Hz, expected the model's {sample_rate} Hz; --resample converts it"
             )
-        waveform = torch.from_numpy(data.read_audio(path, sample_rate))
+        return torch.from_numpy(data.read_audio(path, sample_rate))
     except soundfile.LibsndfileError as error:
         raise InputError(f"{path}: not a readable WAV or FLAC file ({error.error_string})") from error
-    if not waveform.isfinite().all():
-        raise InputError(f"{path}: has NaN or infinite samples")
-    return waveform
+    except data.DataError as error:
+        raise InputError(str(error)) from error
 
 
 def read_mel(path: Path, n_mels: int) -> Tensor:

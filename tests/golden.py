@@ -38,6 +38,7 @@ def freev_state() -> dict[str, torch.Tensor]:
 
 def load_official(model) -> None:
     """Load the golden weights into an `Apnet2` of the default sizes."""
+    model.add_discriminators()
     for name in ("generator", "mpd", "mrd"):
         getattr(model, name).load_state_dict(rename_official(name, official_state(name)))
 

@@ -55,7 +55,10 @@ def imported(official):
 
 @pytest.fixture
 def tiny_model():
-    return Apnet2(tiny.config())
+    """As in training, with its discriminators."""
+    model = Apnet2(tiny.config())
+    model.add_discriminators()
+    return model
 
 
 @pytest.fixture

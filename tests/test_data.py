@@ -71,6 +71,27 @@ def test_no_file_left_is_an_error(tmp_path):
         usable([path])
 
 
+def test_flac_files_without_their_end_or_length_are_skipped(folder):
+    whole = (folder / "a.flac").read_bytes()
+    cut, endless = folder / "cut.flac", folder / "endless.flac"
+    write(cut, n_samples=200000)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    # the number of samples is the last 36 bits before the checksum in the first metadata block
+    endless.write_bytes(whole[:21] + bytes([whole[21] & 0xF0, 0, 0, 0, 0]) + whole[26:])
+    assert [file.path.name for file in usable([cut, endless, folder / "b.wav"])] == ["b.wav"]
+
+
+def test_a_file_that_goes_bad_is_replaced_by_the_next_one(folder, caplog):
+    bad = folder / "nan.wav"
+    samples = np.full(20000, 0.5)
+    samples[10000] = np.nan
+    sf.write(bad, samples, RATE, subtype="FLOAT")
+    dataset = segments([bad, write(folder / "good.wav", n_samples=8192, value=0.25)], n_samples=16384)
+    with caplog.at_level(logging.WARNING, "apnet2_tts_plugin.data"):
+        assert dataset[0]["waveform"].max() == pytest.approx(0.25, abs=1e-3)
+    assert any("nan.wav: has NaN" in message for message in caplog.messages)
+
+
 def test_stereo_is_mixed_down(tmp_path):
     samples = np.stack([np.full(100, 0.5), np.full(100, -0.1)], axis=1)
     sf.write(tmp_path / "stereo.wav", samples, RATE, subtype="FLOAT")

@@ -112,6 +112,7 @@ def test_both_networks_learn(run, corpus):
     torch.manual_seed(run.config.training_seed)
     state = run.model.state_dict()
     fresh = Apnet2(run.config)
+    fresh.add_discriminators()
     for network in ("generator", "mpd", "mrd"):
         before = dict(getattr(fresh, network).named_parameters())
         changed = [bool((state[f"{network}.{name}"] != p).any()) for name, p in before.items()]
@@ -132,8 +133,8 @@ def test_schedules_can_step_with_every_update(corpus, tmp_path):
 def test_discriminators_wait_for_their_start(corpus, tmp_path):
     config = small_config(corpus, tmp_path, steps_to_start_discriminator=3)
     model = Apnet2(config)
-    before = {name: tensor.clone() for name, tensor in model.mpd.state_dict().items()}
     trainer = SimpleNamespace(use_amp_scaler=False, optimizer=model.get_optimizer(), total_steps_done=2)
+    before = {name: tensor.clone() for name, tensor in model.mpd.state_dict().items()}
     batch = {"waveform": torch.randn(2, 8192) * 0.1}
     assert "loss_disc" not in model.optimize(batch, trainer)[1]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.mpd.state_dict().items())
@@ -179,6 +180,29 @@ def test_continue_path_goes_on(corpus, tmp_path):
     resumed = fit(small_config(corpus, tmp_path, epochs=3), continue_path=str(first.output_path))
     assert Path(resumed.output_path) == Path(first.output_path)
     assert resumed.total_steps_done > 2
+
+
+def test_a_worse_model_does_not_replace_the_best_one_after_a_resume(corpus, tmp_path):
+    """The newest checkpoint is of the middle of an epoch, without an evaluation."""
+    first = fit(small_config(corpus, tmp_path, epochs=1))
+    folder = Path(first.output_path)
+    best = torch.load(folder / "best_model.pth", weights_only=True)
+    best["model_loss"]["eval_loss"] = 1e-9  # nothing beats it
+    for path in folder.glob("best_model*.pth"):
+        torch.save(best, path)
+    first.total_steps_done += 1
+    first.save_checkpoint()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"epochs": 3}))
+    resumed = fit(small_config(corpus, tmp_path, epochs=3), continue_path=str(folder))
+    assert resumed.total_steps_done > first.total_steps_done
+    assert resumed.best_loss["eval_loss"] == 1e-9
+    assert torch.load(folder / "best_model.pth", weights_only=True)["model_loss"]["eval_loss"] == 1e-9
+
+
+def test_gradient_accumulation_is_refused(corpus, tmp_path):
+    with pytest.raises(ValueError, match="grad_accum_steps: 2, expected 1"):
+        fit(small_config(corpus, tmp_path), grad_accum_steps=2)
 
 
 def test_restore_path_starts_from_the_weights(run, corpus, tmp_path):
@@ -228,4 +252,6 @@ def test_recipes_train(path, n_files, tmp_path):
         sf.write(wavs / f"{i:03}.wav", golden_waveform(8192, i), 22050, subtype="PCM_16")
     settings = ["--batch_size", "1", "--steps", "1", "--num_loader_workers", "0"]
     recipe(path).main(["--data_path", str(wavs), "--output_path", str(tmp_path / "out"), *settings])
-    assert list((tmp_path / "out").glob("*/best_model.pth"))
+    (best,) = (tmp_path / "out").glob("*/best_model.pth")
+    # the run knows its data
+    recipe(path).main(["--continue_path", str(best.parent)])

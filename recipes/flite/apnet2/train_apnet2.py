@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from trainer import Trainer, TrainerArgs
+from TTS.config import load_config
 
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.data import DataError, find_audio, split
@@ -27,20 +28,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12_000, help="training steps (12000)")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate at the start (0.001)")
     parser.add_argument("--num_loader_workers", type=int, default=0, help="processes that read audio (0)")
-    parser.add_argument("--continue_path", default="", help="folder of an interrupted run to go on with")
+    parser.add_argument("--continue_path", default="", help="folder of an interrupted run to go on with, as it was set")
     parser.add_argument("--restore_path", default="", help="checkpoint to start from, with a new schedule")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train until the steps are done."""
-    args = parse_args(argv)
-
+def make_config(args: argparse.Namespace) -> Apnet2Config:
+    """The configuration of a new run."""
     # hold out the last 20 sentences with their four voices
-    try:
-        train_files, eval_files = split(find_audio(args.data_path), n_eval=80)
-    except DataError as error:
-        sys.exit(f"error: {error}\nMake the corpus by recipes/flite/make_corpus.py, or name its folder by --data_path.")
+    train_files, eval_files = split(find_audio(args.data_path), n_eval=80)
 
     # set the configuration
     n_batches = -(-len(train_files) // args.batch_size)
@@ -80,6 +76,19 @@ def main(argv: list[str] | None = None) -> None:
     for term in ("real", "imaginary"):
         config.loss_weights[term] = 5.0
     config.loss_weights["multi_resolution_stft"] = 200.0
+    return config
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train until the steps are done."""
+    args = parse_args(argv)
+
+    # an interrupted run goes on with its own configuration
+    try:
+        config = load_config(Path(args.continue_path, "config.json")) if args.continue_path else make_config(args)
+        train_files, eval_files = split(find_audio(config.data_path), config.eval_split_size)
+    except (DataError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}\nMake the corpus by recipes/flite/make_corpus.py, or name its folder by --data_path.")
 
     # init the model
     model = Apnet2(config)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from trainer import Trainer, TrainerArgs
+from TTS.config import load_config
 
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.data import DataError, find_audio, split
@@ -24,23 +25,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=16, help="segments of a batch (16)")
     parser.add_argument("--steps", type=int, default=1_000_000, help="training steps (1000000)")
     parser.add_argument("--num_loader_workers", type=int, default=4, help="processes that read audio (4)")
-    parser.add_argument("--continue_path", default="", help="folder of an interrupted run to go on with")
+    parser.add_argument("--continue_path", default="", help="folder of an interrupted run to go on with, as it was set")
     parser.add_argument("--restore_path", default="", help="checkpoint to start from, with a new schedule")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train until the steps are done."""
-    args = parse_args(argv)
-
-    # look for the data before anything slow happens
-    try:
-        train_files, eval_files = split(find_audio(args.data_path), n_eval=50)
-    except DataError as error:
-        sys.exit(f"error: {error}\nGet LJSpeech as recipes/ljspeech/README.md says, or name its folder by --data_path.")
+def make_config(args: argparse.Namespace) -> Apnet2Config:
+    """The configuration of a new run."""
+    # hold out the last files by name
+    train_files, eval_files = split(find_audio(args.data_path), n_eval=50)
 
     # set the configuration; everything else is the official setting
-    config = Apnet2Config(
+    return Apnet2Config(
         run_name="apnet2_ljspeech",
         output_path=str(args.output_path),
         data_path=str(args.data_path),
@@ -54,6 +50,18 @@ def main(argv: list[str] | None = None) -> None:
         log_model_step=5000,
         save_step=5000,
     )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train until the steps are done."""
+    args = parse_args(argv)
+
+    # an interrupted run goes on with its own configuration
+    try:
+        config = load_config(Path(args.continue_path, "config.json")) if args.continue_path else make_config(args)
+        train_files, eval_files = split(find_audio(config.data_path), config.eval_split_size)
+    except (DataError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}\nGet LJSpeech as recipes/ljspeech/README.md says, or name its folder by --data_path.")
 
     # init the model
     model = Apnet2(config)
