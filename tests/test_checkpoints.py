@@ -322,6 +322,7 @@ def test_trainer_checkpoint_that_does_not_fit(change, reason, eval, tmp_path, ti
     change(content["model"])
     path = save(content, tmp_path / "checkpoint_5.pth")
     other = Apnet2(tiny.config())
+    other.add_discriminators()
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     with pytest.raises(CheckpointError, match=reason):
         other.load_checkpoint(other.config, path, eval=eval)
