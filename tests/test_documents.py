@@ -17,7 +17,7 @@ def commands(document: Path) -> list[list[str]]:
     """The commands in the shell blocks of a document and between its backticks, as lists of words."""
     text = document.read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    inline = re.findall(r"`((?:apnet2 \S+|python) [^`\n]+)`", text)
+    inline = re.findall(r"`((?:apnet2 [^`\s]+|python) [^`\n]+)`", text)
     lines = [line for block in blocks for line in block.splitlines()] + inline
     return [shlex.split(part) for line in lines for part in line.split("&&") if part.strip()]
 
