@@ -64,6 +64,17 @@ def test_quality_compares_a_model_with_griffin_lim(tmp_path, recordings):
 
 
 @pytest.mark.slow
+def test_segments_has_a_row_per_length(tmp_path, recordings):
+    model = tiny.save(tmp_path / "model")
+    done = run("segments.py", "--model", model, "--audio", recordings, "--samples", 8192, 99840)
+    assert done.returncode == 0, done.stderr
+    header, short, long, whole = cells(done.stdout)
+    assert [header[0], short[0], whole[0]] == ["Samples", "8192", "whole files"]
+    assert long == ["99840", "no file is as long"]
+    assert float(short[1]) > 0 and float(whole[1]) > 0
+
+
+@pytest.mark.slow
 def test_quality_says_in_one_line_what_is_wrong(tmp_path, recordings):
     soundfile.write(recordings / "b.wav", golden_waveform(16000, seed=1)[:2000], 16000)
     done = run("quality.py", "--model", tiny.save(tmp_path / "model"), "--audio", recordings, "--last", 1)
