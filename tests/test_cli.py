@@ -592,7 +592,11 @@ def test_real_interrupt(tmp_path):
     for number in range(5000):
         np.save(f"in/{number:04}.npy", random_mel(100))
     process = subprocess.Popen(
-        [*command(), "vocode", "in", "out", "--model", folder], stderr=subprocess.PIPE, text=True
+        [*command(), "vocode", "in", "out", "--model", folder],
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background job, as the tests may be, ignores the signal, and its children would too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not Path("out/0001.wav").exists() and time.monotonic() < deadline:
