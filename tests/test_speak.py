@@ -10,8 +10,6 @@ import soundfile
 import torch
 from conftest import FRAMES_PER_TOKEN
 
-from apnet2_tts_plugin import store
-
 TEXT = "hello there"
 HOP = 256
 GLOW_SAMPLES = (FRAMES_PER_TOKEN * len(TEXT) - 1) * HOP
@@ -133,7 +131,6 @@ def test_python_class(glow_tts, installed_vocoder):
     assert np.abs(wav[:GLOW_SAMPLES] - expected.squeeze().numpy()).max() < 1e-3 * np.abs(wav).max()
 
 
-@pytest.mark.skipif(not store.is_model(store.BUNDLED / "apnet2"), reason="no model is bundled")
 def test_bundled_model(glow_tts, tmp_path, monkeypatch):
     monkeypatch.setenv("TTS_HOME", str(tmp_path / "empty"))
     out = tmp_path / "out.wav"
