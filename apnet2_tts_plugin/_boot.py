@@ -13,7 +13,7 @@ ALIASES = {
     "TTS.vocoder.configs.apnet2_config": "apnet2_tts_plugin.config",
     "TTS.vocoder.models.apnet2": "apnet2_tts_plugin.model",
 }
-WRAPPED = ("TTS.api", "TTS.bin.synthesize", "TTS.utils.manage", "TTS.utils.synthesizer")
+WRAPPED = ("TTS.api", "TTS.bin.synthesize", "TTS.utils.manage", "TTS.utils.synthesizer", "trainer.trainer")
 
 
 class AliasLoader:

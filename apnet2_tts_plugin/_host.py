@@ -1,4 +1,4 @@
-"""What the hook changes in coqui-tts: a few functions, each left as it is unless the vocoder is ours.
+"""What the hook changes in coqui-tts and its Trainer: a few functions, each left as it is unless the vocoder is ours.
 
 `wrap` is called with each of these modules right after it is loaded. The keys of `WRAPS` are the only names inside
 coqui's modules that the plugin relies on; one that a later coqui-tts has moved is left out with a warning.
@@ -186,6 +186,27 @@ def _say_it_in_one_line(original):
     return main
 
 
+def _write_config_whole(original):
+    """`trainer.trainer.copy_model_files`: stock empties the `config.json` of a run that goes on, then writes it anew,
+    from each process; one that is killed then, or another that reads then, finds nothing to go on with."""
+
+    def copy_model_files(config, out_path, *args, **kwargs):
+        if getattr(config, "model", None) != "apnet2":
+            return original(config, out_path, *args, **kwargs)
+        import os
+        from tempfile import TemporaryDirectory
+
+        from trainer.utils.distributed import is_main_process
+
+        if is_main_process():
+            with TemporaryDirectory(dir=out_path) as folder:
+                original(config, folder, *args, **kwargs)
+                for name in os.listdir(folder):
+                    os.replace(os.path.join(folder, name), os.path.join(out_path, name))
+
+    return copy_model_files
+
+
 def _our_folder(name: str | None):
     """The folder of our model `name`; None for another's, ModelNotFoundError for one of ours that is not there."""
     from apnet2_tts_plugin import store
@@ -213,4 +234,5 @@ WRAPS = {
         "Synthesizer.tts": _give_waveforms_to_vocoder,
         "Synthesizer._run_vocoder": _convert_input,
     },
+    "trainer.trainer": {"copy_model_files": _write_config_whole},
 }

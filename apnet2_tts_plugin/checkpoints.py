@@ -5,81 +5,33 @@ import os
 import pickle
 import re
 import tempfile
+import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
+from apnet2_tts_plugin import official
+from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.discriminators import multi_period, multi_resolution
 from apnet2_tts_plugin.generator import Generator
+from apnet2_tts_plugin.official import rename_official
 
 if TYPE_CHECKING:
     from apnet2_tts_plugin.model import Apnet2
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
-
-# Official parameter names to ours. In the official code `norm2` and `convnext2` are the amplitude branch.
-OFFICIAL_NAMES = {
-    "generator": (
-        (r"ASP_input_conv\.", "amplitude.backbone.input_conv."),
-        (r"ASP_output_conv\.", "amplitude.output_conv."),
-        (r"norm2\.", "amplitude.backbone.input_norm."),
-        (r"final_layer_norm2\.", "amplitude.backbone.output_norm."),
-        (r"convnext2\.", "amplitude.backbone.blocks."),
-        (r"PSP_input_conv\.", "phase.backbone.input_conv."),
-        (r"PSP_output_R_conv\.", "phase.real_conv."),
-        (r"PSP_output_I_conv\.", "phase.imag_conv."),
-        (r"norm\.", "phase.backbone.input_norm."),
-        (r"final_layer_norm\.", "phase.backbone.output_norm."),
-        (r"convnext\.", "phase.backbone.blocks."),
-    ),
-    "mpd": ((r"discriminators\.", "parts."),),
-    "mrd": ((r"discriminators\.", "parts."),),
-}
-OFFICIAL_PARTS = (
-    (".dwconv.", ".depthwise."),
-    (".pwconv1.", ".expand."),
-    (".grn.", ".response_norm."),
-    (".pwconv2.", ".project."),
-    (".convs.", ".stack.convs."),
-    (".conv_post.", ".stack.output_conv."),
-    (".weight_g", ".parametrizations.weight.original0"),
-    (".weight_v", ".parametrizations.weight.original1"),
-)
+DISCRIMINATORS = ("mpd", "mrd")
+OFFICIAL_FILE = "an official APNet2 file"
 
 
 class CheckpointError(ValueError):
     """A file of weights that cannot be used; the message is one line that says which file and why."""
-
-
-def rename_official(network: str, state: dict[str, Tensor], freev: bool | None = None) -> dict[str, Tensor]:
-    """The state dict of an official `network` ("generator", "mpd" or "mrd") under our names; unknown names stay.
-
-    `freev` says whether a generator is FreeV's; None tells by its tensors. FreeV has no convolutions around its
-    amplitude blocks, and so no backbone; it stores norms there that it never uses.
-    """
-    if freev is None:
-        freev = network == "generator" and "ASP_input_conv.weight" not in state
-    renamed = {}
-    for name, tensor in state.items():
-        if freev and re.match(r"(norm2|final_layer_norm2)\.", name):
-            continue
-        new = name
-        for pattern, replacement in OFFICIAL_NAMES[network]:
-            new, found = re.subn("^" + pattern, replacement, new)
-            if found:
-                break
-        for old_part, new_part in OFFICIAL_PARTS:
-            new = new.replace(old_part, new_part)
-        if freev:
-            new = new.replace("amplitude.backbone.", "amplitude.")
-        renamed[new] = tensor
-    return renamed
 
 
 def read_tensors(path: str | os.PathLike[Any]) -> dict[str, Any]:
@@ -104,23 +56,56 @@ def read_tensors(path: str | os.PathLike[Any]) -> dict[str, Any]:
     return content
 
 
+def verify(path: str | os.PathLike[Any]) -> None:
+    """Read all of a torch file and compare it with its checksums, which `torch.load` ignores.
+
+    Raises:
+        CheckpointError: if the file is missing, cut short or damaged, or none that `torch.save` writes nowadays.
+    """
+    fault = None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
+                fault = "no data.pkl in it"
+            elif damaged := archive.testzip():
+                fault = f"{damaged!r} in it fails its checksum"
+    except Exception as error:  # as in read_tensors
+        fault = _first_line(error)
+    if fault:
+        raise CheckpointError(f"{path}: not a whole torch file ({fault}); use another copy, or an earlier checkpoint")
+
+
 def load_strictly(network: nn.Module, state: dict[str, Any], source: str | os.PathLike[Any]) -> None:
     """Load `state` into `network` if names and shapes agree; otherwise nothing is changed.
 
     Raises:
         CheckpointError: naming the first few missing, unexpected and misshapen tensors of `source`.
     """
+    _check_fit(network, state, source)
+    network.load_state_dict(state)
+
+
+def _check_fit(network: nn.Module, state: dict[str, Any], source: str | os.PathLike[Any], advice: str = "") -> None:
     expected = network.state_dict()
     faults = [f"{name} is missing" for name in expected if name not in state]
     faults += [f"{name} is unexpected" for name in state if name not in expected]
     for name in (name for name in expected if name in state):
-        found = tuple(state[name].shape) if isinstance(state[name], Tensor) else type(state[name]).__name__
-        if found != tuple(expected[name].shape):
-            faults.append(f"{name} is {found}, expected {tuple(expected[name].shape)}")
+        found, shape = _shape(state[name]), tuple(expected[name].shape)
+        if found != shape:
+            faults.append(f"{name} is {found}, expected {shape}")
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise CheckpointError(f"{source}: the weights do not fit: {'; '.join(faults[:5])}{more}")
-    network.load_state_dict(state)
+        advice = f" ({advice})" if advice else ""
+        raise CheckpointError(f"{source}: the weights do not fit: {'; '.join(faults[:5])}{more}{advice}")
+
+
+def _shape(value: Any) -> tuple[int, ...] | str:
+    """The shape of a tensor that can be loaded, or else what `value` is."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if value.layout != torch.strided or value.is_meta or not value.is_floating_point():
+        return f"a tensor of {value.dtype}, {value.layout}, on {value.device}"
+    return tuple(value.shape)
 
 
 def load_model(model: "Apnet2", path: str | os.PathLike[Any], generator_only: bool) -> None:
@@ -137,6 +122,119 @@ def load_model(model: "Apnet2", path: str | os.PathLike[Any], generator_only: bo
     else:
         model.add_discriminators()
         load_strictly(model, _model_state(content, path), path)
+
+
+def restore(model: "Apnet2", path: str | os.PathLike[Any]) -> str:
+    """Load weights to fine-tune from: the generator, and the discriminators where the source has them.
+
+    Args:
+        model: The model to train; its discriminators are made, unless they are there.
+        path: One of
+
+            - a checkpoint of the Trainer (`.pth`), with or without discriminators;
+            - `model.safetensors`, the generator alone;
+            - an official generator `g_XXXXXXXX`, beside which `do_XXXXXXXX` has the discriminators, if it is there;
+            - a folder: the only `.pth` file in it, or else its `model.safetensors`.
+
+    Returns:
+        What was restored, as a phrase for the log.
+
+    Raises:
+        CheckpointError: if a file cannot be read, is damaged, or does not fit; nothing is loaded then.
+    """
+    path = _file_to_restore(Path(path))
+    parts = _parts_to_restore(path)
+    model.add_discriminators()
+    targets = [nn.ModuleDict({name: getattr(model, name) for name in part.networks}) for part in parts]
+    for target, part in zip(targets, parts, strict=True):
+        _check_fit(target, part.state, part.source, part.advice)
+    for target, part in zip(targets, parts, strict=True):
+        target.load_state_dict(part.state)
+    if len(parts) > 1:
+        return f"generator and discriminators of {' and '.join(dict.fromkeys(part.source.name for part in parts))}"
+    return f"generator of {path.name}; the discriminators start anew"
+
+
+class _Part(NamedTuple):
+    """Tensors to restore, named as in the model, of one or more of its networks."""
+
+    networks: tuple[str, ...]
+    state: dict[str, Any]
+    source: Path
+    advice: str
+
+
+def _generator_part(state: dict[str, Any], source: Path) -> _Part:
+    advice = "set amplitude, phase, amplitude_start and audio as in the configuration of these weights"
+    return _Part(("generator",), state, source, advice)
+
+
+def _discriminators_part(state: dict[str, Any], source: Path, without: str) -> _Part:
+    """`without` says how to restore the generator alone."""
+    advice = f"set mpd_periods, mpd_channels, mrd_resolutions and mrd_channels as in its configuration, or {without}"
+    return _Part(DISCRIMINATORS, state, source, advice)
+
+
+def _file_to_restore(path: Path) -> Path:
+    """`path`, or the file to take in the folder `path`."""
+    if not path.is_dir():
+        return path
+    checkpoints = sorted(path.glob("*.pth"))
+    if len(checkpoints) == 1:
+        return checkpoints[0]
+    if (path / WEIGHTS_NAME).is_file():
+        return path / WEIGHTS_NAME
+    found = ", ".join(file.name for file in checkpoints) or "none"
+    raise CheckpointError(
+        f"{path}: expected one .pth file or {WEIGHTS_NAME} in it, found {found}; name the file to use"
+    )
+
+
+def _parts_to_restore(path: Path) -> list[_Part]:
+    """The generator, and the discriminators if there are any."""
+    content = _read_undamaged(path)
+    if path.suffix == ".safetensors":
+        return [_generator_part({f"generator.{name}": tensor for name, tensor in content.items()}, path)]
+    if "model" in content:
+        return _trainer_parts(_model_state(content, path), path)
+    if "generator" in content:
+        return _official_parts(content, path)
+    if "mpd" in content:
+        msg = (
+            f"{path}: holds official discriminators alone; name the generator's file, g_XXXXXXXX, which finds this one"
+        )
+        raise CheckpointError(msg)
+    msg = f"{path}: no 'model' and no 'generator' in it, expected a checkpoint of coqui's Trainer or {OFFICIAL_FILE}"
+    raise CheckpointError(msg)
+
+
+def _trainer_parts(state: dict[str, Any], path: Path) -> list[_Part]:
+    prefixes = tuple(f"{name}." for name in DISCRIMINATORS)
+    discriminators = {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
+    parts = [_generator_part({name: state[name] for name in state if name not in discriminators}, path)]
+    if discriminators:
+        parts.append(
+            _discriminators_part(discriminators, path, "run `apnet2 export` on it and restore what that writes")
+        )
+    return parts
+
+
+def _official_parts(content: dict[str, Any], path: Path) -> list[_Part]:
+    parts = [_generator_part(_official_state(content, path, "generator"), path)]
+    companion = path.with_name(re.sub(r"^g_(?=\d+$)", "do_", path.name))
+    if companion != path and companion.is_file():
+        state = _official_state(_read_undamaged(companion), companion, *DISCRIMINATORS)
+        parts.append(_discriminators_part(state, companion, "move it away"))
+    return parts
+
+
+def _read_undamaged(path: Path) -> dict[str, Any]:
+    content = read_tensors(path)
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\3\4"
+    if zipped:  # the others, safetensors and torch files of old, have no checksums
+        verify(path)
+    return content
 
 
 def save_weights(generator: Generator, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -176,16 +274,31 @@ def export(checkpoint_path: str | os.PathLike[Any], out: str | os.PathLike[Any],
 
 
 def _generator_state(checkpoint: dict[str, Any], source: str | os.PathLike[Any]) -> dict[str, Any]:
-    """The generator's tensors in a Trainer checkpoint."""
+    """The generator's tensors in a Trainer checkpoint, under their names in the generator."""
     prefix = "generator."
     state = _model_state(checkpoint, source)
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _model_state(checkpoint: dict[str, Any], source: str | os.PathLike[Any]) -> dict[str, Any]:
-    if not isinstance(checkpoint.get("model"), dict):
-        raise CheckpointError(f"{source}: no 'model' in it, expected a checkpoint of coqui's Trainer")
-    return checkpoint["model"]
+    return _tensors(checkpoint, source, "model", "a checkpoint of coqui's Trainer")
+
+
+def _official_state(content: dict[str, Any], source: str | os.PathLike[Any], *networks: str) -> dict[str, Tensor]:
+    """The tensors of official networks under their names in the model."""
+    state = {}
+    for network in networks:
+        renamed = rename_official(network, _tensors(content, source, network, OFFICIAL_FILE))
+        state |= {f"{network}.{name}": tensor for name, tensor in renamed.items()}
+    return state
+
+
+def _tensors(content: dict[str, Any], source: str | os.PathLike[Any], key: str, expected: str) -> dict[str, Any]:
+    """The named tensors at `key` in a file that should be `expected`."""
+    state = content.get(key)
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise CheckpointError(f"{source}: no {key!r} in it, expected {expected}")
+    return state
 
 
 def import_official(
@@ -209,8 +322,8 @@ def import_official(
         CheckpointError: if a file cannot be read, a tensor is missing, unexpected or misshapen, or the settings in
             `config_path` make no sense; nothing is written.
     """
-    official = read_tensors(generator_path)
-    state = rename_official("generator", _network_state(official, generator_path, "generator"))
+    content = read_tensors(generator_path)
+    state = rename_official("generator", _tensors(content, generator_path, "generator", OFFICIAL_FILE))
     config = _official_config(state, generator_path, config_path)
     generator = Generator(config)
     load_strictly(generator, state, generator_path)
@@ -231,87 +344,41 @@ def _training_checkpoint(
     generator: Generator, config: Apnet2Config, discriminators_path: str | os.PathLike[Any]
 ) -> dict[str, Any]:
     """What the Trainer's `restore_path` takes: `generator` and the official discriminators."""
-    official = read_tensors(discriminators_path)
-    networks = {
-        "mpd": multi_period(config.mpd_periods, config.mpd_channels),
-        "mrd": multi_resolution(config.mrd_resolutions, config.mrd_channels),
-    }
-    for name, network in networks.items():
-        state = rename_official(name, _network_state(official, discriminators_path, name))
-        load_strictly(network, state, discriminators_path)
-    steps = official.get("steps", 0)
+    content = read_tensors(discriminators_path)
+    discriminators = nn.ModuleDict(
+        {
+            "mpd": multi_period(config.mpd_periods, config.mpd_channels),
+            "mrd": multi_resolution(config.mrd_resolutions, config.mrd_channels),
+        }
+    )
+    load_strictly(discriminators, _official_state(content, discriminators_path, *DISCRIMINATORS), discriminators_path)
+    steps = content.get("steps", 0)
     if not isinstance(steps, int) or steps < 0:
         raise CheckpointError(f"{discriminators_path}: steps is {steps!r}, expected a number of 0 or more")
-    model = nn.ModuleDict({"generator": generator, **networks}).state_dict()
+    model = nn.ModuleDict({"generator": generator, **discriminators}).state_dict()
     return {"model": model, "config": config.to_dict(), "step": steps, "epoch": 0}
 
 
-def _network_state(official: dict[str, Any], source: str | os.PathLike[Any], network: str) -> dict[str, Any]:
-    state = official.get(network)
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise CheckpointError(f"{source}: no {network!r} in it, expected an official APNet2 file")
-    return state
-
-
 def _official_config(
-    state: dict[str, Tensor], source: str | os.PathLike[Any], config_path: str | os.PathLike[Any] | None
+    state: dict[str, Any], source: str | os.PathLike[Any], config_path: str | os.PathLike[Any] | None
 ) -> Apnet2Config:
     """The configuration of a renamed generator: sizes from its tensors, audio settings from the official file."""
-
-    def shape(name: str, n_dims: int = 3) -> torch.Size:
-        if not isinstance(state.get(name), Tensor) or state[name].dim() != n_dims:
-            problem = "misshapen" if name in state else "missing"
-            raise CheckpointError(f"{source}: {name} is {problem}, expected an official APNet2 or FreeV generator")
-        return state[name].shape
-
-    def sizes(branch: str, output: str | None) -> PredictorConfig:
-        trunk = f"{branch}.backbone" if output else branch
-        hidden_channels, channels = shape(f"{trunk}.blocks.0.expand.weight", 2)
-        numbers = {name.split(".blocks.")[1].split(".")[0] for name in state if name.startswith(f"{trunk}.blocks.")}
-        found = PredictorConfig(
-            channels=channels,
-            hidden_channels=hidden_channels,
-            blocks=len(numbers),
-            kernel_size=shape(f"{trunk}.blocks.0.depthwise.weight")[2],
-        )
-        if output:
-            found.input_kernel_size = shape(f"{trunk}.input_conv.weight")[2]
-            found.output_kernel_size = shape(f"{branch}.{output}.weight")[2]
-        return found
-
-    freev = "amplitude.backbone.input_conv.weight" not in state
-    config = Apnet2Config(
-        amplitude_start="pseudo_inverse" if freev else "mel",
-        amplitude=sizes("amplitude", None if freev else "output_conv"),
-        phase=sizes("phase", "real_conv"),
-    )
-    if config_path is not None:
-        _take_official_settings(config, config_path)
-    return config
-
-
-def _take_official_settings(config: Apnet2Config, path: str | os.PathLike[Any]) -> None:
-    """Overwrite audio and training settings of `config` by those of the official `config.json` at `path`."""
     try:
-        official = json.loads(Path(path).read_text(encoding="utf-8"))
+        config = official.config_of(state)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    if config_path is None:
+        return config
+    try:
+        settings = json.loads(Path(config_path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a readable JSON file ({_first_line(error)})") from error
+        raise CheckpointError(f"{config_path}: not a readable JSON file ({_first_line(error)})") from error
     try:
-        config.audio.sample_rate = official["sampling_rate"]
-        config.audio.fft_size = official["n_fft"]
-        config.audio.hop_length = official["hop_size"]
-        config.audio.win_length = official["win_size"]
-        config.audio.num_mels = official["num_mels"]
-        config.audio.mel_fmin = float(official["fmin"])
-        config.audio.mel_fmax = None if official["fmax"] is None else float(official["fmax"])
-        config.seq_len = official.get("segment_size", config.seq_len)
-    except (KeyError, TypeError, ValueError) as error:
-        msg = f"{path}: no usable {_first_line(error)}, expected an official APNet2 config.json"
-        raise CheckpointError(msg) from error
-    try:
+        official.take_settings(config, settings)
         config.check_values()
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {_first_line(error)}") from error
+        raise CheckpointError(f"{config_path}: {_first_line(error)}") from error
+    return config
 
 
 def save_config(config: Apnet2Config, folder: Path) -> Path:
@@ -322,17 +389,34 @@ def save_config(config: Apnet2Config, folder: Path) -> Path:
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a temporary file beside `path`, then rename it to `path`; on failure nothing is left."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    """Call `write` with a temporary file beside `path`, then rename it to `path`; on failure nothing is left.
+
+    Not even a power cut leaves a part of the file at `path`. The temporary file's suffix is none that says a format.
+    """
+    # Whatever a killed process leaves must not look like a checkpoint: the Trainer's `*.pth` matches hidden files too.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:
         write(temporary)
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` last, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

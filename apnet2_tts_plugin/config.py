@@ -8,6 +8,7 @@ from TTS.config import BaseAudioConfig
 from TTS.vocoder.configs.shared_configs import BaseVocoderConfig
 
 AMPLITUDE_STARTS = ("mel", "pseudo_inverse")
+EVAL_METRICS = ("pesq", "stoi")
 LOSS_RESOLUTIONS = ((512, 128, 512), (1024, 256, 1024), (2048, 512, 2048))  # of the multi-resolution loss
 
 
@@ -99,8 +100,9 @@ class Apnet2Config(BaseVocoderConfig):
 
     The weights in `loss_weights` are those of the generator's terms (APNet2 paper, section 2.3) by the names they have
     in the log; `multi_resolution_stft` is not in the paper, and is not computed where its weight is 0.
-    `use_noise_augment`, `pad_short`, `conv_pad`, `use_cache`, `feature_path` and `wd` of coqui's base class have no
-    effect.
+    `feature_path` of coqui's base class is a folder of natural-log mels to train on instead of those of the recordings,
+    one `.npy` file (n_mels, T) for each (`corpus.with_features`); `use_noise_augment`, `pad_short`, `conv_pad`,
+    `use_cache` and `wd` have no effect.
 
     Args:
         model (str): Name by which coqui finds the model class. Defaults to "apnet2".
@@ -129,7 +131,7 @@ class Apnet2Config(BaseVocoderConfig):
         num_eval_loader_workers (int): Processes that read evaluation audio. Defaults to 1.
         epochs (int): Passes over the training files. Defaults to 1250.
         optimizer (str): Optimizer of both networks, from `torch.optim`. Defaults to "AdamW".
-        optimizer_params (dict): Its arguments. Defaults to {"betas": [0.8, 0.99], "weight_decay": 0.01}.
+        optimizer_params (dict): Its arguments. Defaults to {"betas": [0.8, 0.99], "weight_decay": 0.01, "fused": True}.
         lr_gen (float): Learning rate of the generator. Defaults to 0.0002.
         lr_disc (float): Learning rate of the discriminators. Defaults to 0.0002.
         lr_scheduler_gen (str): Schedule of the generator, from `torch.optim.lr_scheduler`. Defaults to "ExponentialLR".
@@ -139,7 +141,18 @@ class Apnet2Config(BaseVocoderConfig):
         scheduler_after_epoch (bool): Step the schedules after each epoch instead of each update. Defaults to True.
         grad_clip (list): Largest gradient norm of discriminators and generator; 0 does not clip, as in the official
             training. Defaults to [0.0, 0.0].
-        target_loss (str): Evaluation figure by which the best model is picked. Defaults to "loss_mel".
+        precision (str): What `mixed_precision` computes convolutions and matrix products in, "bf16" or "fp16"; spectra
+            and losses stay in float32. Defaults to "bf16".
+        use_compile (bool): Compile the networks by `torch.compile`. Defaults to False.
+        max_skipped_steps (int): Steps in a row that may be skipped because a loss or gradient is not finite; one more
+            stops the run. Defaults to 20.
+        log_term_gradients (bool): Log the gradient norm of each generator loss every `plot_step` steps, which costs a
+            backward pass for each of them. Defaults to False.
+        eval_metrics (list): Figures of speech quality to evaluate, "pesq" and "stoi", as far as the extra `eval` is
+            installed. Defaults to ["pesq", "stoi"].
+        target_loss (str): Evaluation figure by which the best model is picked: "loss_mel" (the mean absolute error of
+            the full-band natural-log mel), another "loss_<term>", or "pesq" and "stoi", of which the highest is best.
+            Defaults to "loss_mel".
     """
 
     model: str = "apnet2"
@@ -184,7 +197,9 @@ class Apnet2Config(BaseVocoderConfig):
     epochs: int = 1250
 
     optimizer: str = "AdamW"
-    optimizer_params: dict[str, Any] = field(default_factory=lambda: {"betas": [0.8, 0.99], "weight_decay": 0.01})
+    optimizer_params: dict[str, Any] = field(
+        default_factory=lambda: {"betas": [0.8, 0.99], "weight_decay": 0.01, "fused": True}
+    )
     lr_gen: float = 0.0002
     lr_disc: float = 0.0002
     lr_scheduler_gen: str = "ExponentialLR"
@@ -193,6 +208,11 @@ class Apnet2Config(BaseVocoderConfig):
     lr_scheduler_disc_params: dict[str, Any] = field(default_factory=lambda: {"gamma": 0.999})
     scheduler_after_epoch: bool = True
     grad_clip: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    precision: str = "bf16"
+    use_compile: bool = False
+    max_skipped_steps: int = 20
+    log_term_gradients: bool = False
+    eval_metrics: list[str] = field(default_factory=lambda: ["pesq", "stoi"])
     target_loss: str = "loss_mel"
 
     def check_values(self) -> None:
@@ -241,6 +261,13 @@ class Apnet2Config(BaseVocoderConfig):
         for name in ("lr_gen", "lr_disc"):
             _require(0 < self[name] < float("inf"), name, self[name], "a number above 0")
         _require(len(self.grad_clip) == 2, "grad_clip", self.grad_clip, "[discriminators, generator]")
+        _require(self.precision in ("bf16", "fp16"), "precision", self.precision, "'bf16' or 'fp16'")
+        _require(self.max_skipped_steps >= 0, "max_skipped_steps", self.max_skipped_steps, "0 or more")
+        known = set(self.eval_metrics) <= set(EVAL_METRICS)
+        _require(known, "eval_metrics", self.eval_metrics, f"some of {list(EVAL_METRICS)}")
+        terms = [term for term in self.loss_weights if not term.startswith(("adversarial", "feature_matching"))]
+        figures = [*(f"loss_{term}" for term in terms), *self.eval_metrics]
+        _require(self.target_loss in figures, "target_loss", self.target_loss, f"one of {figures}")
 
     def deserialize(self, data: dict[str, Any]) -> "Apnet2Config":
         """Take over the values of `data`, as read from a file, and check them."""

@@ -1,100 +1,26 @@
-"""Training audio: which files there are, and random segments of them, drawn anew for every file and epoch."""
+"""Training data: random segments of audio files, drawn anew for every file and epoch, and whole files to evaluate.
+
+With mels to learn from beside the audio (`corpus.with_features`), a segment is a piece of both: frame i of a mel is
+centred at sample i * hop_length, so that T frames belong to (T - 1) * hop_length samples.
+"""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-import librosa
 import numpy as np
 import soundfile as sf
+import soxr
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset, Sampler
+
+from apnet2_tts_plugin.corpus import AudioFile, DataError, open_mel
+from apnet2_tts_plugin.spectra import MEL_FLOOR
 
 logger = logging.getLogger(__name__)
 
-AUDIO_SUFFIXES = (".wav", ".flac")
-SILENCE = 1e-4  # peak below which a file teaches nothing
-UNKNOWN_LENGTH = 2**40  # samples; FLAC files that were written through a pipe claim 2**63 - 1
 RESAMPLING_MARGIN = 64  # samples read on either side of a segment that is resampled, for the filter's edges
-
-
-class DataError(ValueError):
-    """Training data that cannot be used; the message is one line."""
-
-
-@dataclass(frozen=True)
-class AudioFile:
-    """A readable file with sound in it: its path, length in samples at its own rate, and that rate in Hz."""
-
-    path: Path
-    n_samples: int
-    sample_rate: int
-
-
-def find_audio(folder: str | Path) -> list[Path]:
-    """All WAV and FLAC files below `folder`, sorted by their path.
-
-    Raises:
-        DataError: if there is no such folder, or none of these files in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder, expected one with the training audio (config field `data_path`)")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
-    if not paths:
-        raise DataError(f"{folder}: no {' or '.join(AUDIO_SUFFIXES)} file below this folder")
-    return paths
-
-
-def split(paths: list[Path], n_eval: int) -> tuple[list[Path], list[Path]]:
-    """Training and evaluation files: the last `n_eval` paths in sorted order are held out.
-
-    Raises:
-        DataError: if nothing would be left to train on.
-    """
-    paths = sorted(paths)
-    if n_eval >= len(paths):
-        raise DataError(f"eval_split_size: {n_eval}, expected fewer than the {len(paths)} audio files there are")
-    return paths[: len(paths) - n_eval], paths[len(paths) - n_eval :]
-
-
-def usable(paths: list[Path]) -> list[AudioFile]:
-    """The files that can be read and are neither empty nor silent; the others are named in the log and counted.
-
-    Raises:
-        DataError: if none is left.
-    """
-    if not paths:
-        raise DataError("no audio files are given")
-    files = []
-    for path in tqdm(paths, desc="Checking audio", disable=None, leave=False):
-        try:
-            files.append(_inspect(path))
-        except (DataError, sf.LibsndfileError) as error:
-            logger.warning("Skipped %s: %s", path, error)
-    n_skipped = len(paths) - len(files)
-    if not files:
-        raise DataError(f"none of {n_skipped} audio files can be used; the first one: {paths[0]}")
-    if n_skipped:
-        logger.warning("Skipped %d of %d audio files", n_skipped, len(paths))
-    return files
-
-
-def _inspect(path: Path) -> AudioFile:
-    with sf.SoundFile(path) as file:
-        if file.frames == 0:
-            raise DataError("it is empty")
-        if file.frames >= UNKNOWN_LENGTH:
-            raise DataError("it does not tell its length; writing it anew helps")
-        # Reading stops at the first sound, so that only silent files are read whole.
-        if not any(np.abs(block).max() > SILENCE for block in file.blocks(blocksize=16384, dtype="float32")):
-            raise DataError("it is silent")
-        file.seek(file.frames - 1)  # fails where the end of a compressed file is missing
-        if len(file.read()) == 0:
-            raise DataError("its end is missing")
-        return AudioFile(path, file.frames, file.samplerate)
 
 
 def read_audio(path: str | Path, sample_rate: int, start: int = 0, n_samples: int = -1) -> np.ndarray:
@@ -112,7 +38,71 @@ def read_audio(path: str | Path, sample_rate: int, start: int = 0, n_samples: in
         raise DataError(f"{path}: cannot be read at sample {start} ({error.error_string})") from error
     if not np.isfinite(waveform).all():
         raise DataError(f"{path}: has NaN or infinite samples")
-    return waveform if rate == sample_rate else librosa.resample(waveform, orig_sr=rate, target_sr=sample_rate)
+    return waveform if rate == sample_rate else soxr.resample(waveform, rate, sample_rate)
+
+
+def _n_common_frames(file: AudioFile, mel: np.ndarray, hop_length: int) -> int:
+    """Number of frames that both the mel and the audio have."""
+    return min(mel.shape[1], file.n_samples // hop_length + 1)
+
+
+def _aligned(file: AudioFile, mel: np.ndarray, start: int, stop: int, hop_length: int, n_samples: int) -> dict:
+    """Frames `start` to `stop` of `mel`, at least one, and their audio, padded to `n_samples` and its frames."""
+    waveform = read_audio(file.path, file.sample_rate, start * hop_length, (stop - 1 - start) * hop_length)
+    frames = np.array(mel[:, start:stop], dtype=np.float32)
+    if not np.isfinite(frames).all():
+        raise DataError(f"{file.features}: has NaN or infinite values")
+    n_missing = n_samples // hop_length + 1 - frames.shape[1]
+    frames = np.pad(frames, ((0, 0), (0, n_missing)), constant_values=np.log(MEL_FLOOR))
+    return {"waveform": _pad(waveform, n_samples), "mel": torch.from_numpy(frames)}
+
+
+def _pad(waveform: np.ndarray, n_samples: int) -> Tensor:
+    """`waveform`, with zeros behind if it is shorter than `n_samples`."""
+    return torch.from_numpy(np.pad(waveform, (0, max(n_samples - len(waveform), 0))))
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """The batches of an epoch, as lists of (epoch, index), for one of several processes; use it as `batch_sampler`.
+
+    The order of the items depends on `seed` and the epoch alone. Batch k of all processes together is batch k of a
+    single process with `world_size` times the batch size. Where the items cannot be dealt out evenly, the order is
+    filled up from its beginning, so that all processes get equally many.
+
+    Args:
+        n_items: Number of items.
+        batch_size: Items of a batch in one process; the last batch may be smaller.
+        seed: Seed of the order.
+        rank: Which of the processes this is, from 0.
+        world_size: Number of processes.
+
+    Attributes:
+        epoch: The epoch that the next iteration is of.
+        start: Number of batches of that epoch that are done already; the next iteration leaves them out.
+    """
+
+    def __init__(self, n_items: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+        self.n_items = n_items
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        """Number of batches in a whole epoch, whatever `start` is."""
+        return -(-self._n_own_items() // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_items)
+        filled = np.resize(order, self._n_own_items() * self.world_size)
+        items = [(self.epoch, index) for index in filled[self.rank :: self.world_size].tolist()]
+        starts = range(self.start * self.batch_size, len(items), self.batch_size)
+        return iter([items[first : first + self.batch_size] for first in starts])
+
+    def _n_own_items(self) -> int:
+        return -(-self.n_items // self.world_size)
 
 
 class Segments(Dataset):
@@ -123,49 +113,68 @@ class Segments(Dataset):
     What is drawn depends on `seed`, the epoch and the file's index alone: not on the worker, nor on the order of items.
 
     Args:
-        files: Audio files.
+        files: Audio files, all of them with mels or none.
         sample_rate: Sample rate of the segments in Hz.
-        n_samples: Length of a segment; shorter files are padded with zeros behind.
+        hop_length: Step between the frames of mels in samples.
+        n_samples: Length of a segment, a multiple of the hop. Shorter files are padded behind: audio with zeros, mels
+            with log(1e-5).
         seed: Seed of all draws.
 
     Shape:
-        item {"waveform": (n_samples,)} in float32.
+        (epoch, index) to item {"waveform": (n_samples,) in float32, "path": str of the file it is from}, for files with
+        mels also "mel": (n_mels, n_samples // hop_length + 1) in float32.
     """
 
-    def __init__(self, files: list[AudioFile], sample_rate: int, n_samples: int, seed: int):
+    def __init__(self, files: list[AudioFile], sample_rate: int, hop_length: int, n_samples: int, seed: int):
         self.files = files
         self.sample_rate = sample_rate
+        self.hop_length = hop_length
         self.n_samples = n_samples
         self.seed = seed
-        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng([self.seed, self.epoch, index])
-        for file in self.files[index:] + self.files[:index]:
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Tensor | str]:
+        epoch, index = item
+        rng = np.random.default_rng([self.seed, epoch, index])
+        for i in range(len(self.files)):
+            file = self.files[(index + i) % len(self.files)]
             try:
-                return {"waveform": torch.from_numpy(self._segment(file, rng))}
+                segment = self._analysed(file, rng) if file.features is None else self._with_mel(file, rng)
+                return {**segment, "path": str(file.path)}
             except DataError as error:
                 logger.warning("Another file instead of %s", error)
         raise DataError(f"none of {len(self.files)} audio files can be read any more")
 
-    def _segment(self, file: AudioFile, rng: np.random.Generator) -> np.ndarray:
+    def _analysed(self, file: AudioFile, rng: np.random.Generator) -> dict[str, Tensor]:
         margin = 0 if file.sample_rate == self.sample_rate else RESAMPLING_MARGIN
         n_read = -(-self.n_samples * file.sample_rate // self.sample_rate) + 2 * margin
         start = int(rng.integers(0, max(file.n_samples - n_read, 0) + 1))
         waveform = read_audio(file.path, self.sample_rate, start, n_read)
         offset = min(margin * self.sample_rate // file.sample_rate, max(len(waveform) - self.n_samples, 0))
-        waveform = waveform[offset : offset + self.n_samples]
-        return np.pad(waveform, (0, self.n_samples - len(waveform)))
+        return {"waveform": _pad(waveform[offset : offset + self.n_samples], self.n_samples)}
+
+    def _with_mel(self, file: AudioFile, rng: np.random.Generator) -> dict[str, Tensor]:
+        mel = open_mel(file.features)
+        n_common = _n_common_frames(file, mel, self.hop_length)
+        n_frames = self.n_samples // self.hop_length + 1
+        start = int(rng.integers(0, max(n_common - n_frames, 0) + 1))
+        return _aligned(file, mel, start, min(start + n_frames, n_common), self.hop_length, self.n_samples)
 
 
 class Utterances(Dataset):
-    """Whole files, cut to a multiple of the hop; files shorter than `min_samples` are padded to it.
+    """Whole files, cut to a multiple of the hop; files shorter than `min_samples` are padded as `Segments` are.
+
+    Args:
+        files: Audio files, all of them with mels or none.
+        sample_rate: Sample rate in Hz.
+        hop_length: Hop in samples.
+        min_samples: Least length in samples, a multiple of the hop.
 
     Shape:
-        item {"waveform": (n,)} in float32, n a multiple of `hop_length`.
+        index to item {"waveform": (n,) in float32, n a multiple of `hop_length`, "path": str}, for files with mels also
+        "mel": (n_mels, n // hop_length + 1) in float32; there the audio ends where the shorter of the two does.
     """
 
     def __init__(self, files: list[AudioFile], sample_rate: int, hop_length: int, min_samples: int):
@@ -177,8 +186,18 @@ class Utterances(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        waveform = read_audio(self.files[index].path, self.sample_rate)
+    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        file = self.files[index]
+        utterance = self._analysed(file) if file.features is None else self._with_mel(file)
+        return {**utterance, "path": str(file.path)}
+
+    def _analysed(self, file: AudioFile) -> dict[str, Tensor]:
+        waveform = read_audio(file.path, self.sample_rate)
         waveform = waveform[: len(waveform) // self.hop_length * self.hop_length]
-        waveform = np.pad(waveform, (0, max(self.min_samples - len(waveform), 0)))
-        return {"waveform": torch.from_numpy(waveform)}
+        return {"waveform": _pad(waveform, self.min_samples)}
+
+    def _with_mel(self, file: AudioFile) -> dict[str, Tensor]:
+        mel = open_mel(file.features)
+        n_frames = _n_common_frames(file, mel, self.hop_length)
+        n_samples = max((n_frames - 1) * self.hop_length, self.min_samples)
+        return _aligned(file, mel, 0, n_frames, self.hop_length, n_samples)

@@ -5,6 +5,7 @@ waveforms (B, N); every term is a scalar in float32.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from apnet2_tts_plugin.discriminators import Judgement
@@ -45,7 +46,7 @@ def stft_consistency(predicted: Tensor, of_waveform: Tensor) -> Tensor:
 
 def absolute(target: Tensor, predicted: Tensor) -> Tensor:
     """Mean absolute difference."""
-    return (target - predicted).abs().mean()
+    return F.l1_loss(predicted, target)
 
 
 def multi_resolution_stft(stfts: list[STFT], target: Tensor, predicted: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ All take a reference and a degraded waveform, (N,) float arrays of one length an
 STOI and PESQ come from the packages pystoi and pesq, which the extra `eval` installs.
 """
 
-import importlib
+import importlib.util
 import warnings
 from types import ModuleType
 
@@ -98,6 +98,21 @@ def mel_error(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> 
     log_mel = LogMel(sample_rate, MEL_FFT, MEL_HOP, MEL_FFT, MEL_BANDS, 0.0, None)
     mels = log_mel(torch.from_numpy(np.stack([reference, degraded])))
     return float((mels[0] - mels[1]).abs().mean())
+
+
+SPEECH_METRICS = {"pesq": pesq_wb, "stoi": stoi}
+PACKAGES = {"pesq": "pesq", "stoi": "pystoi"}
+
+
+def installed(names: list[str]) -> list[str]:
+    """Those of the `SPEECH_METRICS` called `names` whose packages are there."""
+    return [name for name in names if importlib.util.find_spec(PACKAGES[name])]
+
+
+def require(name: str) -> None:
+    """Raise MissingPackageError if `name` is one of the `SPEECH_METRICS` and its package is not there."""
+    if name in PACKAGES:
+        _package(PACKAGES[name])
 
 
 def _resampled(waveform: np.ndarray, sample_rate: int) -> np.ndarray:

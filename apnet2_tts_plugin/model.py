@@ -1,28 +1,27 @@
 """APNet2 as a coqui vocoder: what the Synthesizer and the Trainer call."""
 
-import logging
 import os
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 from trainer import Trainer
 from trainer.logging import BaseDashboardLogger
 from trainer.trainer_utils import get_optimizer, get_scheduler
 from TTS.vocoder.models.base_vocoder import BaseVocoder
 
-from apnet2_tts_plugin import checkpoints, losses
+from apnet2_tts_plugin import checkpoints, distributed, losses, metrics
 from apnet2_tts_plugin.config import LOSS_RESOLUTIONS, Apnet2Config
-from apnet2_tts_plugin.data import Segments, Utterances, find_audio, split, usable
+from apnet2_tts_plugin.corpus import find_audio, split, usable, with_features
+from apnet2_tts_plugin.data import EpochBatches, Segments, Utterances
 from apnet2_tts_plugin.discriminators import multi_period, multi_resolution
 from apnet2_tts_plugin.figures import spectrogram_figures
 from apnet2_tts_plugin.generator import Generator, Prediction
+from apnet2_tts_plugin.run import Run, Watch
 from apnet2_tts_plugin.spectra import STFT, LogMel
-
-logger = logging.getLogger(__name__)
-
-DISCRIMINATORS, GENERATOR = 0, 1  # order of the optimizers
+from apnet2_tts_plugin.step import DISCRIMINATORS, GENERATOR, Step, not_finite, parts, spectral_terms
 
 
 class Apnet2(BaseVocoder):
@@ -45,8 +44,11 @@ class Apnet2(BaseVocoder):
         self.log_mel = LogMel.from_audio_config(config.audio)
         self.loss_mel = LogMel.from_audio_config(config.audio, full_band=True)
         resolutions = LOSS_RESOLUTIONS if config.loss_weights["multi_resolution_stft"] else ()
-        self.knows_best_loss = False  # of the run that is resumed
         self.loss_stfts = nn.ModuleList(STFT(*resolution) for resolution in resolutions)
+        self.watch = Watch(config.max_skipped_steps)
+        self.run: Run | None = None  # from here on: what a Trainer sets
+        self.grad_accum_steps = 1
+        self.small_run: int | None = None
 
     def add_discriminators(self) -> None:
         """Make the discriminators, larger than the generator and of no use to speak with, unless they are there."""
@@ -120,94 +122,69 @@ class Apnet2(BaseVocoder):
             self.mpd = self.mrd = None
             self.eval()
 
-    def optimize(self, batch: dict[str, Tensor], trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def optimize(self, batch: dict[str, Any], trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, float]]:
         """One training step: the discriminators on the detached waveform, then the generator against them.
 
+        An update whose gradient is not finite is left out. With `grad_accum_steps` N the batch has N times
+        `batch_size` segments, which go through the networks in N parts, but make one update of each network.
+
         Args:
-            batch: "waveform" (B, seq_len).
+            batch: "waveform" (B, seq_len), "path", the names of their files, and "mel" (B, n_mels, T) where the mels
+                are not to be those of the waveforms.
             trainer: The running Trainer, for optimizers, schedules and gradient scaling.
 
         Returns:
-            "model_outputs", the generated waveforms (B, seq_len), and all losses by their names in the log.
+            "model_outputs", generated waveforms (B, seq_len) of the first part, and all finite losses and gradient
+            norms by their names in the log; they are those of the whole batch, of all processes.
+
+        Raises:
+            DivergedError: if more than `max_skipped_steps` steps in a row were not finite.
         """
-        waveform = batch["waveform"]
-        adversarial = trainer.total_steps_done >= self.config.steps_to_start_discriminator
-        spectrum = self.log_mel.stft(waveform)
-        predicted = self.generator(self.log_mel.from_spectrum(spectrum))
-        logged = {}
-        if adversarial:
-            terms = self._discriminator_terms(waveform, predicted.waveform.detach())
-            loss = losses.weighted_sum(terms, self.config.discriminator_loss_weights)
-            logged |= {f"loss_disc_{name}": term for name, term in terms.items()} | {"loss_disc": loss}
-            logged["grad_norm_disc"] = self._update(DISCRIMINATORS, loss, trainer)
-        terms = losses.spectral_terms(spectrum, waveform, predicted, self.log_mel.stft, self.loss_mel, self.loss_stfts)
-        if adversarial:
-            terms |= self._adversarial_terms(waveform, predicted.waveform)
-        loss = losses.weighted_sum(terms, self.config.loss_weights)
-        logged |= {f"loss_{name}": term for name, term in terms.items()} | {"loss_gen": loss}
-        logged["grad_norm_gen"] = self._update(GENERATOR, loss, trainer)
-        if trainer.use_amp_scaler:
-            trainer.scaler.update()
-        return {"model_outputs": predicted.waveform.detach()}, logged
-
-    def _discriminator_terms(self, real: Tensor, generated: Tensor) -> dict[str, Tensor]:
-        return {
-            "mpd": losses.hinge_discriminator(self.mpd(real), self.mpd(generated)),
-            "mrd": losses.hinge_discriminator(self.mrd(real), self.mrd(generated)),
-        }
-
-    def _adversarial_terms(self, real: Tensor, generated: Tensor) -> dict[str, Tensor]:
-        terms = {}
-        for name, discriminator in (("mpd", self.mpd), ("mrd", self.mrd)):
-            discriminator.requires_grad_(False)  # the generator's step needs no gradients of these weights
-            with torch.no_grad():
-                judged_real = discriminator(real)
-            judged_generated = discriminator(generated)
-            discriminator.requires_grad_(True)
-            terms[f"adversarial_{name}"] = losses.hinge_generator(judged_generated)
-            terms[f"feature_matching_{name}"] = losses.feature_matching(judged_real, judged_generated)
-        return terms
-
-    def _update(self, index: int, loss: Tensor, trainer: Trainer) -> Tensor:
-        """Update the network of optimizer `index` by the gradient of `loss`; returns the gradient's norm."""
-        optimizer = trainer.optimizer[index]
-        optimizer.zero_grad(set_to_none=True)
-        self.scaled_backward(loss, trainer)
-        if trainer.use_amp_scaler:
-            trainer.scaler.unscale_(optimizer)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        limit = self.config.grad_clip[index]
-        norm = nn.utils.clip_grad_norm_(parameters, limit if limit > 0 else float("inf"))
-        if trainer.use_amp_scaler:
-            trainer.scaler.step(optimizer)
-        else:
-            optimizer.step()
-        if not self.config.scheduler_after_epoch:
-            trainer.scheduler[index].step()
-        return norm
+        step = Step(self, trainer, batch)
+        figures = step.run()
+        faults = not_finite(figures)
+        self.watch.step(trainer.total_steps_done, faults, batch.get("path", []))
+        finite = {name: value for name, value in figures.items() if name not in faults}
+        return {"model_outputs": step.first_waveform}, finite
 
     def eval_step(
-        self, batch: dict[str, Tensor], criterion: nn.Module, optimizer_idx: int | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Spectral losses of whole utterances; "waveform" is (1, n).
+        self, batch: dict[str, Any], criterion: nn.Module, optimizer_idx: int | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Spectral losses and speech metrics of a whole utterance.
 
-        The Trainer calls this once per optimizer; only the generator's call has something to say.
+        Args:
+            batch: "waveform" (1, n) and, where the mel is not to be that of the waveform, "mel" (1, n_mels, T).
+            criterion: Not used.
+            optimizer_idx: The Trainer calls once per optimizer; only the generator's call has something to say.
         """
         if optimizer_idx == DISCRIMINATORS:
+            if self.run is not None:
+                self.run.evaluates()
             return {}, {}
-        waveform = batch["waveform"]
-        spectrum = self.log_mel.stft(waveform)
-        predicted = self.generator(self.log_mel.from_spectrum(spectrum))
-        terms = losses.spectral_terms(spectrum, waveform, predicted, self.log_mel.stft, self.loss_mel, self.loss_stfts)
+        (part,) = parts(self, batch)
+        predicted = self.generator(part.mel)
+        terms = spectral_terms(self, part, predicted)
         logged = {f"loss_{name}": term for name, term in terms.items()}
         logged["loss"] = losses.weighted_sum(terms, self.config.loss_weights)
+        logged |= self._speech_metrics(part.waveform[0], predicted.waveform[0])
         return {"model_outputs": predicted.waveform}, logged
+
+    def _speech_metrics(self, target: Tensor, generated: Tensor) -> dict[str, float]:
+        """The metrics of `eval_metrics` that are installed; none for a file with too little speech."""
+        waveforms = [waveform.cpu().numpy() for waveform in (target, generated)]
+        figures = {}
+        for name in metrics.installed(self.config.eval_metrics):
+            with suppress(metrics.MetricError):
+                figures[name] = metrics.SPEECH_METRICS[name](*waveforms, self.config.audio.sample_rate)
+        return figures
 
     def train_log(
         self, batch: dict[str, Tensor], outputs: dict[str, Tensor], logger: BaseDashboardLogger, steps: int
     ) -> None:
         """Log spectrograms and audio of the last training batch."""
         target, generated = batch["waveform"][0], outputs["model_outputs"][0]
+        if not generated.isfinite().all():
+            return  # there is nothing to draw, and the log tells why
         logger.train_figures(steps, spectrogram_figures(self.loss_mel, target, generated))
         logger.train_audios(steps, _audios(target, generated), self.config.audio.sample_rate)
 
@@ -216,42 +193,59 @@ class Apnet2(BaseVocoder):
     ) -> None:
         """Log spectrograms and audio of the last evaluated file."""
         target, generated = batch["waveform"][0], outputs[f"model_outputs_{GENERATOR}"][0]
+        if not generated.isfinite().all():
+            return
         logger.eval_figures(steps, spectrogram_figures(self.loss_mel, target, generated))
         logger.eval_audios(steps, _audios(target, generated), self.config.audio.sample_rate)
 
-    def on_init_end(self, trainer: Trainer) -> None:
-        """Refuse what `optimize` does not do.
+    def on_init_start(self, trainer: Trainer) -> None:
+        """Choose the checkpoint that the Trainer is about to restore, or restore what it cannot read.
 
         Raises:
-            ValueError: if gradients are to be accumulated.
+            CheckpointError: if there is none to go on from, or its weights do not fit.
+            LaunchError: if this is one of several processes that cannot find each other.
         """
-        steps = trainer.grad_accum_steps
-        if steps != 1:
-            raise ValueError(f"grad_accum_steps: {steps}, expected 1: set a larger batch_size instead")
+        self.small_run, self.grad_accum_steps = trainer.args.small_run, trainer.grad_accum_steps
+        self.run = Run(self, trainer)
 
-    def on_epoch_start(self, trainer: Trainer) -> None:
-        """After a resume, measure the next model by the best one so far.
+    def on_init_end(self, trainer: Trainer) -> None:
+        """Look at the data, then take up the run or save its beginning.
 
-        The Trainer takes its loss from the last checkpoint instead, which has none of an evaluation, and would replace
-        the best model by a worse one.
+        Raises:
+            DataError: if there is nothing to train on.
+            MissingPackageError: if the best model is to be picked by a figure that cannot be had.
         """
-        if trainer.continue_run and not self.knows_best_loss:
-            best = checkpoints.read_tensors(trainer.args.best_path).get("model_loss")
-            known = isinstance(best, dict) and best.get("eval_loss") is not None
-            trainer.best_loss = best if known else {"train_loss": float("inf"), "eval_loss": float("inf")}
-        self.knows_best_loss = True
+        metrics.require(self.config.target_loss)
+        if trainer.train_loader is None:
+            trainer.train_loader = trainer.get_train_dataloader(trainer.train_samples)
+        if self.config.use_compile:
+            for network in (self.generator, self.mpd, self.mrd):
+                network.compile()
+        self.run.begin()
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:
-        """Draw other segments, in another order, than in the epoch before."""
-        trainer.train_loader.dataset.epoch = trainer.epochs_done
-        trainer.train_loader.sampler.set_epoch(trainer.epochs_done)
+        """Draw other segments, in another order, than in the epoch before; after a resume, those that are left."""
+        self.run.epoch_starts()
+
+    def on_train_step_start(self, trainer: Trainer) -> None:
+        """Save nothing until the step is done."""
+        self.run.step_starts()
+
+    def on_train_step_end(self, trainer: Trainer) -> None:
+        """Save, if it is time, and stop, if a signal asked for it."""
+        self.run.step_ends()
 
     def on_train_epoch_end(self, trainer: Trainer) -> None:
         """Step the schedules, which the Trainer does only for optimizers that it steps itself."""
+        self.run.training_ends()
         if self.config.scheduler_after_epoch:
             trainer.scheduler[GENERATOR].step()
             if trainer.total_steps_done > self.config.steps_to_start_discriminator:
                 trainer.scheduler[DISCRIMINATORS].step()
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """The next epoch begins."""
+        self.run.epoch_ends()
 
     def get_data_loader(
         self, config: Apnet2Config, *, is_eval: bool = False, samples: list[Any] | None = None, verbose: bool = True
@@ -266,20 +260,28 @@ class Apnet2(BaseVocoder):
         """
         if config.data_path:
             samples = split(find_audio(config.data_path), config.eval_split_size)[is_eval]
-        files = usable(samples)
-        audio = config.audio
+        files, audio = usable(samples[: self.small_run]), config.audio
+        generator = torch.Generator()  # a loader without one draws from the global one whenever it starts or resumes
+        if config.feature_path:
+            sizes = (audio.num_mels, audio.sample_rate, audio.hop_length)
+            files = with_features(files, config.data_path, config.feature_path, *sizes)
         if is_eval:
             utterances = Utterances(files, audio.sample_rate, audio.hop_length, min_samples=config.seq_len)
-            return DataLoader(utterances, num_workers=config.num_eval_loader_workers)
-        segments = Segments(files, audio.sample_rate, config.seq_len, config.training_seed)
-        # With one replica this is a shuffle that depends on seed and epoch alone.
-        sampler = DistributedSampler(segments, num_replicas=1, rank=0, shuffle=True, seed=config.training_seed)
+            return DataLoader(utterances, num_workers=config.num_eval_loader_workers, generator=generator)
+        segments = Segments(files, audio.sample_rate, audio.hop_length, config.seq_len, config.training_seed)
         return DataLoader(
             segments,
-            config.batch_size,
-            sampler=sampler,
+            batch_sampler=EpochBatches(
+                len(segments),
+                config.batch_size * self.grad_accum_steps,
+                config.training_seed,
+                distributed.rank(),
+                distributed.world_size(),
+            ),
             num_workers=config.num_loader_workers,
+            persistent_workers=config.num_loader_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            generator=generator,
         )
 
     def get_criterion(self) -> list[nn.Module]:

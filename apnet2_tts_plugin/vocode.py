@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from apnet2_tts_plugin import data
+from apnet2_tts_plugin import corpus, data
 from apnet2_tts_plugin.checkpoints import write_atomically
 from apnet2_tts_plugin.model import Apnet2
 
 logger = logging.getLogger(__name__)
 
 MEL_SUFFIXES = (".npy", ".pt")
-SUFFIXES = (*data.AUDIO_SUFFIXES, *MEL_SUFFIXES)
+SUFFIXES = (*corpus.AUDIO_SUFFIXES, *MEL_SUFFIXES)
 
 
 class InputError(ValueError):
@@ -146,7 +146,7 @@ def read_audio(path: Path, sample_rate: int, resample: bool = False) -> Tensor:
     """
     try:
         found = soundfile.info(path)
-        if not 0 < found.frames < data.UNKNOWN_LENGTH:
+        if not 0 < found.frames < corpus.UNKNOWN_LENGTH:
             raise InputError(f"{path}: has no samples, or does not tell how many; writing it anew helps")
         if found.samplerate != sample_rate and not resample:
             raise InputError(
@@ -155,7 +155,7 @@ def read_audio(path: Path, sample_rate: int, resample: bool = False) -> Tensor:
         return torch.from_numpy(data.read_audio(path, sample_rate))
     except soundfile.LibsndfileError as error:
         raise InputError(f"{path}: not a readable WAV or FLAC file ({error.error_string})") from error
-    except data.DataError as error:
+    except corpus.DataError as error:
         raise InputError(str(error)) from error
 
 

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from apnet2_tts_plugin import metrics
 from apnet2_tts_plugin.checkpoints import CheckpointError
-from apnet2_tts_plugin.data import DataError, find_audio, read_audio
+from apnet2_tts_plugin.corpus import DataError, find_audio
+from apnet2_tts_plugin.data import read_audio
 from apnet2_tts_plugin.loader import ModelError, load_model
 from apnet2_tts_plugin.metrics import MetricError, MissingPackageError
 from apnet2_tts_plugin.model import Apnet2

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from apnet2_tts_plugin.data import DataError, find_audio, read_audio
+from apnet2_tts_plugin.corpus import DataError, find_audio
+from apnet2_tts_plugin.data import read_audio
 from apnet2_tts_plugin.loader import ModelError, load_model
 from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.store import StoreError

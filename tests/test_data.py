@@ -1,6 +1,9 @@
 """Training data: which files, which segments."""
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +11,8 @@ import soundfile as sf
 import torch
 from torch.utils.data import DataLoader
 
-from apnet2_tts_plugin.data import AudioFile, DataError, Segments, Utterances, find_audio, read_audio, split, usable
+from apnet2_tts_plugin.corpus import AudioFile, DataError, find_audio, split, usable
+from apnet2_tts_plugin.data import EpochBatches, Segments, Utterances, read_audio
 
 RATE = 22050
 
@@ -56,7 +60,7 @@ def test_useless_files_are_named_skipped_and_counted(folder, caplog):
     write(folder / "e_silent.wav", value=0.0)
     write(folder / "f_empty.wav", n_samples=0)
     (folder / "g_broken.wav").write_bytes(b"RIFF but not really")
-    with caplog.at_level(logging.WARNING, "apnet2_tts_plugin.data"):
+    with caplog.at_level(logging.WARNING, "apnet2_tts_plugin.corpus"):
         files = usable(find_audio(folder))
     assert [file.path.name for file in files] == ["a.flac", "b.wav", "d.wav", "c.WAV"]
     assert files[0] == AudioFile(folder / "a.flac", 20000, RATE)
@@ -88,7 +92,9 @@ def test_a_file_that_goes_bad_is_replaced_by_the_next_one(folder, caplog):
     sf.write(bad, samples, RATE, subtype="FLOAT")
     dataset = segments([bad, write(folder / "good.wav", n_samples=8192, value=0.25)], n_samples=16384)
     with caplog.at_level(logging.WARNING, "apnet2_tts_plugin.data"):
-        assert dataset[0]["waveform"].max() == pytest.approx(0.25, abs=1e-3)
+        segment = dataset[0, 0]
+    assert segment["waveform"].max() == pytest.approx(0.25, abs=1e-3)
+    assert segment["path"] == str(folder / "good.wav")
     assert any("nan.wav: has NaN" in message for message in caplog.messages)
 
 
@@ -99,13 +105,19 @@ def test_stereo_is_mixed_down(tmp_path):
 
 
 def segments(paths, n_samples=8192, seed=0):
-    return Segments(usable(paths), RATE, n_samples, seed)
+    return Segments(usable(paths), RATE, 256, n_samples, seed)
+
+
+def first_samples(dataset, epoch):
+    return [float(dataset[epoch, i]["waveform"][0]) for i in range(len(dataset))]
 
 
 def test_segments_are_parts_of_their_files(folder):
     dataset = segments(find_audio(folder))
     whole = read_audio(folder / "b.wav", RATE)
-    segment = dataset[1]["waveform"].numpy()
+    item = dataset[0, 1]
+    segment = item["waveform"].numpy()
+    assert set(item) == {"waveform", "path"} and item["path"] == str(folder / "b.wav")
     assert segment.shape == (8192,) and segment.dtype == np.float32
     start = int(np.abs(whole - segment[0]).argmin())
     np.testing.assert_allclose(whole[start : start + 8192], segment, atol=2e-4)
@@ -114,33 +126,30 @@ def test_segments_are_parts_of_their_files(folder):
 def test_draws_differ_by_item_and_epoch_and_repeat_by_seed(folder):
     paths = [write(folder / f"same{i}.wav", n_samples=60000) for i in range(4)]
     dataset = segments(paths)
-    firsts = {}
-    for epoch in (0, 1, 0):
-        dataset.epoch = epoch
-        drawn = [float(dataset[i]["waveform"][0]) for i in range(4)]
-        assert len(set(drawn)) == 4
-        assert firsts.setdefault(epoch, drawn) == drawn
-    assert firsts[0] != firsts[1]
-    assert [float(segments(paths, seed=1)[i]["waveform"][0]) for i in range(4)] != firsts[0]
+    first = first_samples(dataset, epoch=0)
+    assert len(set(first)) == 4
+    assert first_samples(dataset, epoch=1) != first
+    assert first_samples(dataset, epoch=0) == first
+    assert first_samples(segments(paths, seed=1), epoch=0) != first
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_draws_do_not_depend_on_the_workers(folder, n_workers):
     paths = [write(folder / f"same{i}.wav", n_samples=60000) for i in range(6)]
     dataset = segments(paths)
-    dataset.epoch = 3
-    alone = torch.stack([dataset[i]["waveform"] for i in range(6)])
-    loaded = torch.cat([batch["waveform"] for batch in DataLoader(dataset, 2, num_workers=n_workers)])
-    torch.testing.assert_close(loaded, alone)
+    batches = EpochBatches(6, batch_size=4, seed=0)
+    batches.epoch = 3
+    alone = [[dataset[item]["waveform"] for item in batch] for batch in batches]
+    loaded = list(DataLoader(dataset, batch_sampler=batches, num_workers=n_workers))
+    assert [len(batch["path"]) for batch in loaded] == [4, 2]
+    for items, batch in zip(alone, loaded, strict=True):
+        torch.testing.assert_close(batch["waveform"], torch.stack(items))
 
 
 def test_all_of_a_file_is_drawn_from(folder):
     path = write(folder / "long.wav", n_samples=8192 * 3)
     dataset = segments([path])
-    starts = []
-    for epoch in range(300):
-        dataset.epoch = epoch
-        starts.append(float(dataset[0]["waveform"][0]) / 0.9 * 3)
+    starts = [float(dataset[epoch, 0]["waveform"][0]) / 0.9 * 3 for epoch in range(300)]
     assert min(starts) < 0.1 and max(starts) > 1.9
     assert np.histogram(starts, bins=4, range=(0, 2))[0].min() > 40
 
@@ -148,7 +157,7 @@ def test_all_of_a_file_is_drawn_from(folder):
 @pytest.mark.parametrize("n_samples", [1, 500, 8191, 8192])
 def test_short_files_are_padded_behind(folder, n_samples):
     path = write(folder / "short.wav", n_samples=n_samples, value=0.5)
-    segment = segments([path])[0]["waveform"]
+    segment = segments([path])[0, 0]["waveform"]
     assert segment.shape == (8192,)
     assert (segment[:n_samples] > 0.49).all() and not segment[n_samples:].any()
 
@@ -159,8 +168,7 @@ def test_other_rates_are_resampled(tmp_path, rate):
     sf.write(tmp_path / "tone.wav", 0.5 * np.sin(2 * np.pi * 440 * time), rate, subtype="PCM_16")
     dataset = segments([tmp_path / "tone.wav"])
     for epoch in range(5):
-        dataset.epoch = epoch
-        segment = dataset[0]["waveform"].numpy()
+        segment = dataset[epoch, 0]["waveform"].numpy()
         assert segment.shape == (8192,)
         spectrum = np.abs(np.fft.rfft(segment * np.hanning(8192)))
         assert np.argmax(spectrum) * RATE / 8192 == pytest.approx(440, abs=RATE / 8192)
@@ -172,3 +180,60 @@ def test_utterances_are_whole_files_in_hops(folder):
     write(folder / "short.wav", n_samples=100, value=0.5)
     dataset = Utterances(usable(find_audio(folder)), RATE, 256, min_samples=8192)
     assert [len(dataset[i]["waveform"]) for i in range(len(dataset))] == [19968, 19968, 19968, 19968, 8192]
+    assert dataset[4]["path"] == str(folder / "short.wav")
+
+
+def epoch_of(batches, epoch, start=0):
+    batches.epoch, batches.start = epoch, start
+    return list(batches)
+
+
+SIZES = [(n, batch, world) for n in (1, 2, 5, 7, 12, 100) for batch in (1, 3, 16) for world in (1, 2, 3, 8)]
+
+
+@pytest.mark.parametrize(("n_items", "batch_size", "world_size"), SIZES)
+def test_processes_share_the_batches_of_one(n_items, batch_size, world_size):
+    one = epoch_of(EpochBatches(n_items, batch_size * world_size, seed=1), epoch=2)
+    shares = [EpochBatches(n_items, batch_size, 1, rank, world_size) for rank in range(world_size)]
+    parts = [epoch_of(share, epoch=2) for share in shares]
+    assert {len(part) for part in parts} == {len(share) for share in shares} == {len(one)}
+    order = [item for batch in one for item in batch]
+    assert sorted(order) == [(2, i) for i in range(n_items)]
+    for k, whole in enumerate(one):
+        batches = [part[k] for part in parts]
+        assert len({len(batch) for batch in batches}) == 1
+        dealt = [item for items in zip(*batches, strict=True) for item in items]
+        assert dealt[: len(whole)] == whole
+        added = dealt[len(whole) :]
+        assert len(added) < world_size and added == [order[i % n_items] for i in range(len(added))]
+
+
+def test_the_order_depends_on_seed_and_epoch():
+    first = epoch_of(EpochBatches(50, 4, seed=0), epoch=0)
+    assert epoch_of(EpochBatches(50, 4, seed=0), epoch=0) == first
+    other_epoch = epoch_of(EpochBatches(50, 4, seed=0), epoch=1)
+    other_seed = epoch_of(EpochBatches(50, 4, seed=1), epoch=0)
+    orders = [[index for batch in batches for _, index in batch] for batches in (first, other_epoch, other_seed)]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert {epoch for batch in other_epoch for epoch, _ in batch} == {1}
+
+
+@pytest.mark.parametrize("start", range(5))
+def test_an_epoch_goes_on_where_it_stopped(start):
+    batches = EpochBatches(15, 2, seed=3, rank=1, world_size=2)
+    whole = epoch_of(batches, epoch=4)
+    assert epoch_of(batches, epoch=4, start=start) == whole[start:]
+    assert len(batches) == len(whole) == 4
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_corpus_prints_its_tables(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "corpus.py"
+    sizes = "--hours 0.01 --files 20 --few 10 --segments 32 --workers 2".split()
+    command = [sys.executable, str(script), *sizes, "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    start_up = ["Start-up", "first", "second", "1 of 20 files changed"]
+    assert rows == [*start_up, "Audio", "WAV", "WAV, a tenth", "FLAC", "WAV of 44.1 kHz", "WAV and mels"]
+    assert not any(tmp_path.iterdir())

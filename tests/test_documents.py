@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def commands(document: Path) -> list[list[str]]:
     text = document.read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     inline = re.findall(r"`((?:apnet2 [^`\s]+|python) [^`\n]+)`", text)
-    lines = [line for block in blocks for line in block.splitlines()] + inline
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()] + inline
     return [shlex.split(part) for line in lines for part in line.split("&&") if part.strip()]
 
 
@@ -42,6 +43,7 @@ def test_scripts_exist_and_take_these_arguments(document, command):
     if "def parse_args" in script.read_text() and "--help" not in command:
         spec = importlib.util.spec_from_file_location(script.stem, script)
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # where dataclasses look themselves up
         spec.loader.exec_module(module)
         module.parse_args(command[2:])
     else:

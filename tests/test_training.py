@@ -2,70 +2,31 @@
 
 import importlib.util
 import json
+import logging
 import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import soundfile as sf
 import torch
 from golden_weights import golden_waveform
+from small_run import fit, make_corpus, make_trainer, small_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trainer import Trainer, TrainerArgs
 from TTS.bin import train_vocoder
 
-from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
+from apnet2_tts_plugin import checkpoints
+from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.model import Apnet2
 
-SMALL = {"channels": 16, "hidden_channels": 32, "blocks": 1}
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    for i in range(7):
-        sf.write(folder / f"{i}.wav", golden_waveform(12000, i), 22050, subtype="PCM_16")
-    return folder
-
-
-def small_config(corpus, out, **settings) -> Apnet2Config:
-    defaults = {
-        "run_name": "test",
-        "output_path": str(out),
-        "data_path": str(corpus),
-        "eval_split_size": 1,
-        "batch_size": 3,
-        "epochs": 2,
-        "num_loader_workers": 0,
-        "num_eval_loader_workers": 0,
-        "run_eval": True,
-        "print_step": 1,
-        "plot_step": 1,
-        "log_model_step": 2,
-        "save_step": 2,
-        "amplitude": PredictorConfig(**SMALL),
-        "phase": PredictorConfig(**SMALL),
-        "mpd_periods": [2, 3],
-        "mpd_channels": [4, 8],
-        "mrd_resolutions": [[512, 128, 512]],
-        "mrd_channels": 4,
-    }
-    return Apnet2Config(**defaults | settings)
-
-
-def fit(config: Apnet2Config, **args) -> Trainer:
-    trainer = Trainer(
-        TrainerArgs(**args),
-        config,
-        output_path=config.output_path,
-        model=Apnet2(config),
-        train_samples=["unused"],
-        eval_samples=["unused"],
-        parse_command_line_args=False,
-    )
-    trainer.fit()
-    return trainer
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -167,42 +128,7 @@ def test_losses_under_bfloat16_autocast_are_close(corpus, tmp_path):
             logged.append(model.optimize(batch, trainer)[1])
     for name, value in logged[0].items():
         if name.startswith("loss_"):
-            assert logged[1][name].dtype == torch.float32, name
-            assert logged[1][name].item() == pytest.approx(value.item(), rel=0.02, abs=1e-3), name
-
-
-def test_continue_path_goes_on(corpus, tmp_path):
-    first = fit(small_config(corpus, tmp_path, epochs=1))
-    checkpoint = Path(first.output_path) / "checkpoint_1.pth"
-    first.total_steps_done = 1
-    first.save_checkpoint()
-    assert checkpoint.is_file()
-    resumed = fit(small_config(corpus, tmp_path, epochs=3), continue_path=str(first.output_path))
-    assert Path(resumed.output_path) == Path(first.output_path)
-    assert resumed.total_steps_done > 2
-
-
-def test_a_worse_model_does_not_replace_the_best_one_after_a_resume(corpus, tmp_path):
-    """The newest checkpoint is of the middle of an epoch, without an evaluation."""
-    first = fit(small_config(corpus, tmp_path, epochs=1))
-    folder = Path(first.output_path)
-    best = torch.load(folder / "best_model.pth", weights_only=True)
-    best["model_loss"]["eval_loss"] = 1e-9  # nothing beats it
-    for path in folder.glob("best_model*.pth"):
-        torch.save(best, path)
-    first.total_steps_done += 1
-    first.save_checkpoint()
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"epochs": 3}))
-    resumed = fit(small_config(corpus, tmp_path, epochs=3), continue_path=str(folder))
-    assert resumed.total_steps_done > first.total_steps_done
-    assert resumed.best_loss["eval_loss"] == 1e-9
-    assert torch.load(folder / "best_model.pth", weights_only=True)["model_loss"]["eval_loss"] == 1e-9
-
-
-def test_gradient_accumulation_is_refused(corpus, tmp_path):
-    with pytest.raises(ValueError, match="grad_accum_steps: 2, expected 1"):
-        fit(small_config(corpus, tmp_path), grad_accum_steps=2)
+            assert logged[1][name] == pytest.approx(value, rel=0.02, abs=1e-3), name
 
 
 def test_restore_path_starts_from_the_weights(run, corpus, tmp_path):
@@ -212,6 +138,50 @@ def test_restore_path_starts_from_the_weights(run, corpus, tmp_path):
     state = torch.load(checkpoint, weights_only=True)["model"]
     for name, tensor in restored.model.state_dict().items():
         torch.testing.assert_close(tensor, state[name], atol=1e-6, rtol=1e-4)
+
+
+def test_restore_path_takes_an_exported_model(run, corpus, tmp_path, caplog):
+    checkpoints.export(Path(run.output_path) / "best_model.pth", tmp_path / "exported")
+    config = small_config(corpus, tmp_path / "out", epochs=1, lr_gen=1e-12, lr_disc=1e-12)
+    with caplog.at_level(logging.INFO, "apnet2_tts_plugin"):
+        restored = fit(config, restore_path=str(tmp_path / "exported" / "model.safetensors"))
+    assert "Restored the generator of model.safetensors; the discriminators start anew" in caplog.messages
+    state = torch.load(Path(run.output_path) / "best_model.pth", weights_only=True)["model"]
+    for name, tensor in restored.model.generator.state_dict().items():
+        torch.testing.assert_close(tensor, state[f"generator.{name}"], atol=1e-6, rtol=1e-4)
+
+
+def test_small_run_takes_a_few_files(corpus, tmp_path):
+    training = make_trainer(small_config(corpus, tmp_path, batch_size=1), small_run=2)
+    assert len(training.train_loader) == 2
+
+
+def test_mels_to_learn_from_reach_the_generator(corpus, tmp_path):
+    """Mels of silence for the files that are trained on and evaluated, whatever sounds in them."""
+    for path in corpus.glob("*.wav"):
+        frames = sf.info(path).frames // 256 + 1
+        (tmp_path / "mels").mkdir(exist_ok=True)
+        np.save(tmp_path / "mels" / f"{path.stem}.npy", np.full((80, frames), -11.0, dtype=np.float32))
+    config = small_config(corpus, tmp_path, feature_path=str(tmp_path / "mels"), epochs=1)
+    training = make_trainer(config)
+    seen = []
+    training.model.generator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    training.fit()
+    assert len(seen) == 3 and all((mel == -11.0).all() for mel in seen)
+
+
+@pytest.mark.slow
+def test_compiled_networks_learn_the_same(corpus, tmp_path, monkeypatch):
+    """Traced, that is, and run without the compiler, which takes minutes."""
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compile_(network, backend="aot_eager"))
+    logged = []
+    for use_compile in (False, True):
+        config = small_config(corpus, tmp_path / str(use_compile), epochs=1, use_compile=use_compile)
+        training = fit(config)
+        logged.append(training.keep_avg_train.avg_values)
+    assert logged[1]["avg_loss_mel"] == pytest.approx(logged[0]["avg_loss_mel"], rel=1e-3)
+    assert logged[1]["avg_grad_norm_gen"] == pytest.approx(logged[0]["avg_grad_norm_gen"], rel=1e-2)
 
 
 def test_train_vocoder_trains_it(corpus, tmp_path):
@@ -229,8 +199,16 @@ def test_train_vocoder_trains_it(corpus, tmp_path):
 def recipe(path: str):
     spec = importlib.util.spec_from_file_location(path.replace("/", "_"), RECIPES / f"{path}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look themselves up
     spec.loader.exec_module(module)
     return module
+
+
+def test_recipes_take_what_the_launcher_passes():
+    args = recipe("ljspeech/apnet2/train_apnet2").parse_args(
+        ["--continue_path=", "--restore_path=", "--group_id=group_1", "--use_ddp=true", "--batch_size=2", "--rank=1"]
+    )
+    assert args.use_ddp is True and args.rank == 1 and args.group_id == "group_1" and args.batch_size == 2
 
 
 TRAIN_RECIPES = ["ljspeech/apnet2/train_apnet2", "flite/apnet2/train_apnet2"]
@@ -244,14 +222,11 @@ def test_recipes_name_missing_data_in_one_line(path, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("path", "n_files"), [(TRAIN_RECIPES[0], 51), (TRAIN_RECIPES[1], 81)])
-def test_recipes_train(path, n_files, tmp_path):
-    wavs = tmp_path / "wavs"
-    wavs.mkdir()
-    for i in range(n_files):
-        sf.write(wavs / f"{i:03}.wav", golden_waveform(8192, i), 22050, subtype="PCM_16")
+def test_the_flite_recipe_trains(tmp_path):
+    """That of LJSpeech does in tests/test_distributed.py."""
+    wavs = make_corpus(tmp_path / "wavs", n_files=81, n_samples=8192)
+    train = recipe("flite/apnet2/train_apnet2").main
     settings = ["--batch_size", "1", "--steps", "1", "--num_loader_workers", "0"]
-    recipe(path).main(["--data_path", str(wavs), "--output_path", str(tmp_path / "out"), *settings])
+    train(["--data_path", str(wavs), "--output_path", str(tmp_path / "out"), *settings])
     (best,) = (tmp_path / "out").glob("*/best_model.pth")
-    # the run knows its data
-    recipe(path).main(["--continue_path", str(best.parent)])
+    train(["--continue_path", str(best.parent)])  # the run knows its data

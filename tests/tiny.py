@@ -25,6 +25,13 @@ def config(**changes) -> Apnet2Config:
     )
 
 
+def freev_config() -> Apnet2Config:
+    """The configuration with FreeV's amplitude predictor, whose channels are not free to choose."""
+    freev = config()
+    freev.amplitude_start, freev.amplitude.channels = "pseudo_inverse", freev.audio.fft_size // 2 + 1
+    return freev
+
+
 def generator(loudness: float = 0.0) -> Generator:
     """A generator with the same random weights at each call, amplified by exp(`loudness`)."""
     with torch.random.fork_rng(devices=[]):
@@ -47,16 +54,23 @@ def official_generator() -> dict[str, dict[str, Tensor]]:
     return {"generator": _with_official_names("generator", generator())}
 
 
-def official_discriminators() -> dict[str, dict[str, Tensor]]:
-    """What an official `do_XXXXXXXX` would hold; these have the official sizes, as the file cannot tell them."""
-    default = Apnet2Config()
-    mpd = multi_period(default.mpd_periods, default.mpd_channels)
-    mrd = multi_resolution(default.mrd_resolutions, default.mrd_channels)
+def official_freev() -> dict[str, dict[str, Tensor]]:
+    """What FreeV's `g_XXXXXXXX` of these sizes would hold, with a norm that it does not use."""
+    state = _with_official_names("generator", Generator(freev_config()), "freev_shapes.json")
+    return {"generator": {**state, "norm2.weight": torch.zeros(16)}}
+
+
+def official_discriminators(sizes: Apnet2Config | None = None) -> dict[str, dict[str, Tensor]]:
+    """What an official `do_XXXXXXXX` would hold; by default of the official sizes, as it cannot tell them."""
+    sizes = sizes or Apnet2Config()
+    mpd = multi_period(sizes.mpd_periods, sizes.mpd_channels)
+    mrd = multi_resolution(sizes.mrd_resolutions, sizes.mrd_channels)
     return {"mpd": _with_official_names("mpd", mpd), "mrd": _with_official_names("mrd", mrd), "steps": 7, "epoch": 1}
 
 
-def _with_official_names(name: str, network: nn.Module) -> dict[str, Tensor]:
-    official = json.loads((golden.DATA / "official_shapes.json").read_text())[name]
+def _with_official_names(name: str, network: nn.Module, shapes: str = "official_shapes.json") -> dict[str, Tensor]:
+    official = json.loads((golden.DATA / shapes).read_text())
+    official = official.get(name, official)  # FreeV's are those of the generator alone
     ours = checkpoints.rename_official(name, dict(zip(official, official, strict=True)))
     state = network.state_dict()
     return {official: state[ours] for ours, official in ours.items() if ours in state}

@@ -12,7 +12,7 @@ from trainer import Trainer, TrainerArgs
 from TTS.config import load_config
 
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
-from apnet2_tts_plugin.data import DataError, find_audio, split
+from apnet2_tts_plugin.corpus import find_audio, split
 from apnet2_tts_plugin.model import Apnet2
 
 HERE = Path(__file__).parent
@@ -83,26 +83,25 @@ def main(argv: list[str] | None = None) -> None:
     """Train until the steps are done."""
     args = parse_args(argv)
 
-    # an interrupted run goes on with its own configuration
     try:
+        # an interrupted run goes on with its own configuration
         config = load_config(Path(args.continue_path, "config.json")) if args.continue_path else make_config(args)
         train_files, eval_files = split(find_audio(config.data_path), config.eval_split_size)
-    except (DataError, FileNotFoundError) as error:
+
+        # init the model and the trainer
+        trainer = Trainer(
+            TrainerArgs(continue_path=args.continue_path, restore_path=args.restore_path),
+            config,
+            output_path=config.output_path,
+            model=Apnet2(config),
+            train_samples=train_files,
+            eval_samples=eval_files,
+            parse_command_line_args=False,
+        )
+    except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}\nMake the corpus by recipes/flite/make_corpus.py, or name its folder by --data_path.")
 
-    # init the model
-    model = Apnet2(config)
-
-    # init the trainer and go
-    trainer = Trainer(
-        TrainerArgs(continue_path=args.continue_path, restore_path=args.restore_path),
-        config,
-        output_path=config.output_path,
-        model=model,
-        train_samples=train_files,
-        eval_samples=eval_files,
-        parse_command_line_args=False,
-    )
+    # and go
     trainer.fit()
 
 

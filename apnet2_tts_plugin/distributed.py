@@ -1,0 +1,108 @@
+"""One model on several processes: joining them, and the few sums that keep their replicas equal.
+
+coqui's Trainer starts DistributedDataParallel but calls the bare module, so that its gradients are never synchronised;
+nor does it know torchrun. A single process passes through all functions here unchanged.
+"""
+
+import os
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from trainer import Trainer, TrainerArgs
+
+PATIENCE = timedelta(hours=1)  # how long the others wait while rank 0 evaluates and saves
+
+
+class LaunchError(RuntimeError):
+    """Processes that cannot train one model together; the message is one line."""
+
+
+def adopt_launcher(args: "TrainerArgs") -> None:
+    """Take over from torchrun which process this is, and hide every GPU from it but its own.
+
+    To be called before anything uses CUDA. The Trainer takes all the GPUs that it sees on one machine for the whole of
+    the group, which is wrong with several machines; one that sees a single GPU leaves the group alone.
+    """
+    local_rank = os.environ.get("LOCAL_RANK")
+    if local_rank is None:
+        return
+    args.rank = int(os.environ["RANK"])
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible is not None else [str(i) for i in range(torch.cuda.device_count())]
+    if len(devices) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(local_rank)]
+
+
+def n_launched(args: "TrainerArgs") -> int:
+    """Number of processes that torchrun or `trainer.distribute` started, this one included."""
+    return int(os.environ.get("WORLD_SIZE", max(torch.cuda.device_count(), 1) if args.use_ddp else 1))
+
+
+def join(trainer: "Trainer") -> None:
+    """Join the processes that torchrun started, and tell the Trainer which of them this is.
+
+    Raises:
+        LaunchError: if there are several processes, and nothing by which they could find each other.
+    """
+    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        backend, device = ("nccl", torch.device("cuda", 0)) if trainer.use_cuda else ("gloo", None)
+        dist.init_process_group(backend, timeout=PATIENCE, device_id=device)
+    if dist.is_initialized():
+        trainer.args.rank = dist.get_rank()
+    elif trainer.args.rank > 0:
+        raise LaunchError(
+            f"rank {trainer.args.rank} is alone: python -m trainer.distribute needs two GPUs or more, torchrun does not"
+        )
+
+
+def rank() -> int:
+    """Number of this process in its group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share_weights(model: nn.Module) -> None:
+    """Give all processes the weights of rank 0."""
+    if world_size() > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the processes, in one transfer."""
+    if world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    pieces = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, piece in zip(gradients, pieces, strict=True):
+        gradient.copy_(piece.view_as(gradient))
+
+
+def any_process(condition: bool, device: torch.device) -> bool:
+    """Whether `condition` holds in any of the processes; all of them must ask."""
+    if world_size() == 1:
+        return condition
+    answer = torch.tensor(float(condition), device=device)
+    dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+    return bool(answer)
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean of `values` over the processes."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
