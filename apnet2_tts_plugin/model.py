@@ -19,7 +19,7 @@ from apnet2_tts_plugin.data import EpochBatches, Segments, Utterances
 from apnet2_tts_plugin.discriminators import multi_period, multi_resolution
 from apnet2_tts_plugin.figures import spectrogram_figures
 from apnet2_tts_plugin.generator import Generator, Prediction
-from apnet2_tts_plugin.run import Run, Watch
+from apnet2_tts_plugin.run import Run, Watch, leave_signals_to_parent
 from apnet2_tts_plugin.spectra import STFT, LogMel
 from apnet2_tts_plugin.step import DISCRIMINATORS, GENERATOR, Step, not_finite, parts, spectral_terms
 
@@ -261,13 +261,16 @@ class Apnet2(BaseVocoder):
         if config.data_path:
             samples = split(find_audio(config.data_path), config.eval_split_size)[is_eval]
         files, audio = usable(samples[: self.small_run]), config.audio
-        generator = torch.Generator()  # a loader without one draws from the global one whenever it starts or resumes
+        settings = {
+            "generator": torch.Generator(),  # or the loader draws from the global one whenever it starts or resumes
+            "worker_init_fn": leave_signals_to_parent,
+        }
         if config.feature_path:
             sizes = (audio.num_mels, audio.sample_rate, audio.hop_length)
             files = with_features(files, config.data_path, config.feature_path, *sizes)
         if is_eval:
             utterances = Utterances(files, audio.sample_rate, audio.hop_length, min_samples=config.seq_len)
-            return DataLoader(utterances, num_workers=config.num_eval_loader_workers, generator=generator)
+            return DataLoader(utterances, num_workers=config.num_eval_loader_workers, **settings)
         segments = Segments(files, audio.sample_rate, audio.hop_length, config.seq_len, config.training_seed)
         return DataLoader(
             segments,
@@ -281,7 +284,7 @@ class Apnet2(BaseVocoder):
             num_workers=config.num_loader_workers,
             persistent_workers=config.num_loader_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=generator,
+            **settings,
         )
 
     def get_criterion(self) -> list[nn.Module]:

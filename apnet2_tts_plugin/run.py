@@ -5,6 +5,7 @@ on as if it had never stopped.
 """
 
 import logging
+import os
 import random
 import shutil
 import signal
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from apnet2_tts_plugin.model import Apnet2
 
 logger = logging.getLogger(__name__)
+
+GRACE = 10  # seconds
 
 
 class DivergedError(RuntimeError):
@@ -79,6 +82,9 @@ class Run:
     def begin(self) -> None:
         """Take up the checkpoint's position, and the Trainer's saving; a new run is saved before its first step."""
         trainer = self.trainer
+        if distributed.rank() == 0:
+            for path in self.folder.glob(".*.tmp"):  # what a kill left of a save
+                path.unlink()
         distributed.share_weights(self.model)
         if distributed.rank() > 0:
             trainer.config.run_eval = False  # rank 0 does it, while the others wait
@@ -148,6 +154,7 @@ class Run:
         if last:
             self.bar_context.close()
             self.bar = None
+            self.trainer.train_loader = None  # its processes would keep the interpreter from ending
 
     def save(self) -> None:
         """Write `checkpoint_<steps>.pth` and delete the oldest ones, unless a step is half done or has gone wrong."""
@@ -269,6 +276,16 @@ class Run:
             seconds = self.samples_per_step * config.seq_len / config.audio.sample_rate
             self.bar.set_postfix_str(f"{steps_per_second * seconds:.1f} s of audio/s", refresh=False)
         self.bar.update()
+
+
+def leave_signals_to_parent(_worker: int) -> None:
+    """For processes that load data: a signal to the whole group must not take them from the step being made.
+
+    SIGTERM is also how they are told to end, so they do that `GRACE` seconds later.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, GRACE))
 
 
 def numbered_files(folder: Path, kind: str) -> list[Path]:

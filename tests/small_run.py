@@ -73,9 +73,10 @@ def fit(config: Apnet2Config, **args) -> Trainer:
 
 
 def in_child(function: Callable[[], None]) -> multiprocessing.Process:
-    """Start `function` in a forked process, on one thread, without a word on the terminal."""
+    """Start `function` in a forked process with a group of its own, on one thread, without a word on the terminal."""
 
     def main():
+        os.setpgid(0, 0)
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         torch.set_num_threads(1)

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from apnet2_tts_plugin import losses
-from apnet2_tts_plugin.discriminators import multi_period, multi_resolution
+from apnet2_tts_plugin.discriminators import RowConvolution, multi_period, multi_resolution
 from apnet2_tts_plugin.generator import Prediction
 from apnet2_tts_plugin.spectra import STFT, LogMel, log_amplitude, phase
 
@@ -61,6 +62,46 @@ def test_hinge_and_feature_matching(discriminator, waveform):
     assert losses.hinge_discriminator(fooled, sure) == 6 * len(real)
     assert losses.hinge_generator(sure) == 0
     assert losses.hinge_generator(fooled) == 3 * len(real)
+
+
+@pytest.mark.parametrize("discriminator", [multi_period([2, 3], [4, 8]), multi_resolution([[256, 64, 256]], 4)])
+def test_a_pair_is_judged_as_both_alone(discriminator, waveform):
+    generated = waveform.flip(1)
+    apart = [discriminator(waveform), discriminator(generated)]
+    for alone, together in zip(apart, discriminator.pair(waveform, generated), strict=True):
+        for part, part_together in zip(alone, together, strict=True):
+            torch.testing.assert_close(part_together.scores, part.scores)
+            for feature, feature_together in zip(part.features, part_together.features, strict=True):
+                torch.testing.assert_close(feature_together, feature)
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5])
+@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize("length", [1, 2, 9, 10, 11])
+def test_row_convolution_is_a_convolution(length, stride, kernel_size):
+    x, weight, bias = (
+        torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((2, length, 3), (4, kernel_size * 3), (4,))
+    )
+    kernel = weight.unflatten(1, (kernel_size, 3)).transpose(1, 2)
+    expected = F.conv1d(x.transpose(1, 2), kernel, bias, stride, kernel_size // 2).transpose(1, 2).flatten(0, 1)
+    actual = RowConvolution.apply(x, weight, bias, stride)
+    torch.testing.assert_close(actual, expected)
+    direction = torch.randn_like(expected)
+    gradients = [torch.autograd.grad(y, (x, weight, bias), direction) for y in (actual, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("discriminator", [multi_period([2, 3], [4, 8]), multi_resolution([[256, 64, 256]], 4)])
+def test_discriminators_follow_autocast(discriminator, waveform):
+    expected = discriminator(waveform)
+    with torch.autocast("cpu", torch.bfloat16):
+        judgements = discriminator(waveform)
+    losses.hinge_discriminator(judgements, judgements).backward()
+    for judgement, exact in zip(judgements, expected, strict=True):
+        assert all(feature.dtype == torch.bfloat16 for feature in judgement.features)
+        torch.testing.assert_close(judgement.scores.float(), exact.scores, atol=0.02, rtol=0.05)
+    assert all(parameter.grad.isfinite().all() for parameter in discriminator.parameters())
 
 
 def test_weighted_sum_needs_a_weight_for_every_term():

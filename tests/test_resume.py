@@ -139,13 +139,15 @@ def compare(folder: Path, uninterrupted: Path):
 
 def test_killed_after_steps_and_in_saves(corpus, uninterrupted, tmp_path):
     """Within an epoch, at its end, in the middle of writing a checkpoint and of writing the best model."""
-    for kill in ({"kill_after": 1}, {"kill_after": 3}, {"kill_in_save": 1}, {"kill_in_save": 2}, {"kill_after": 8}):
+    for kill in ({"kill_after": 1}, {"kill_after": 3}, {"kill_in_save": 1}, {"kill_after": 8}, {"kill_in_save": 2}):
         process = start(corpus, tmp_path / "out", tmp_path / "diary", **kill)
         process.join()
         assert process.exitcode == -signal.SIGKILL, kill
+    assert list(tmp_path.glob("out/*/.*.tmp"))  # the last kill left half a file
     process = start(corpus, tmp_path / "out", tmp_path / "diary")
     process.join()
     assert process.exitcode == 0
+    assert not list(tmp_path.glob("out/*/.*.tmp"))
     compare(tmp_path, uninterrupted)
 
 
@@ -181,12 +183,13 @@ def test_the_same_batches_with_workers(corpus, uninterrupted, tmp_path):
     assert batches == last_of_each_step(uninterrupted / "diary.batches")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_save_after_the_step(corpus, uninterrupted, tmp_path, number):
-    process = start(corpus, tmp_path / "out", tmp_path / "diary")
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2)])
+def test_signals_save_after_the_step(corpus, uninterrupted, tmp_path, number, workers):
+    """To the whole group of processes, as terminals and clusters send them."""
+    process = start(corpus, tmp_path / "out", tmp_path / "diary", workers=workers)
     diary = tmp_path / "diary"
     wait_for_steps(process, diary, 4)
-    os.kill(process.pid, number)
+    os.killpg(process.pid, number)
     process.join()
     assert process.exitcode == 130
     (folder,) = (tmp_path / "out").glob("*")
