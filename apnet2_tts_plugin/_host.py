@@ -199,12 +199,25 @@ def _write_config_whole(original):
         from trainer.utils.distributed import is_main_process
 
         if is_main_process():
-            with TemporaryDirectory(dir=out_path) as folder:
+            with TemporaryDirectory(dir=out_path, prefix=".", suffix=".tmp") as folder:
                 original(config, folder, *args, **kwargs)
                 for name in os.listdir(folder):
                     os.replace(os.path.join(folder, name), os.path.join(out_path, name))
 
     return copy_model_files
+
+
+def _keep_run_folder(original):
+    """`trainer.trainer.remove_experiment_folder`: stock deletes a run that fails before its first checkpoint, with the
+    log that says why."""
+
+    def remove_experiment_folder(experiment_path, *args, **kwargs):
+        from apnet2_tts_plugin import store
+
+        if not store.is_config(f"{experiment_path}/config.json"):
+            original(experiment_path, *args, **kwargs)
+
+    return remove_experiment_folder
 
 
 def _our_folder(name: str | None):
@@ -234,5 +247,8 @@ WRAPS = {
         "Synthesizer.tts": _give_waveforms_to_vocoder,
         "Synthesizer._run_vocoder": _convert_input,
     },
-    "trainer.trainer": {"copy_model_files": _write_config_whole},
+    "trainer.trainer": {
+        "copy_model_files": _write_config_whole,
+        "remove_experiment_folder": _keep_run_folder,
+    },
 }

@@ -261,6 +261,9 @@ class Apnet2Config(BaseVocoderConfig):
         for name in ("lr_gen", "lr_disc"):
             _require(0 < self[name] < float("inf"), name, self[name], "a number above 0")
         _require(len(self.grad_clip) == 2, "grad_clip", self.grad_clip, "[discriminators, generator]")
+        for name in ("lr_scheduler_gen", "lr_scheduler_disc"):
+            allowed = "the name of a schedule ('ConstantLR' with {'factor': 1.0} leaves the rate as it is)"
+            _require(bool(self[name]), name, self[name], allowed)
         _require(self.precision in ("bf16", "fp16"), "precision", self.precision, "'bf16' or 'fp16'")
         _require(self.max_skipped_steps >= 0, "max_skipped_steps", self.max_skipped_steps, "0 or more")
         known = set(self.eval_metrics) <= set(EVAL_METRICS)

@@ -7,7 +7,7 @@ nor does it know torchrun. A single process passes through all functions here un
 import os
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -98,6 +98,21 @@ def any_process(condition: bool, device: torch.device) -> bool:
     answer = torch.tensor(float(condition), device=device)
     dist.all_reduce(answer, op=dist.ReduceOp.MAX)
     return bool(answer)
+
+
+def gather(value: Any) -> list[Any]:
+    """What each process has for `value`, in the order of their ranks; all of them must ask."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def wait_for_all() -> None:
+    """Return when all processes have come here."""
+    if world_size() > 1:
+        dist.barrier()
 
 
 def mean(values: Tensor) -> Tensor:

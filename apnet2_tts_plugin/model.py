@@ -170,10 +170,13 @@ class Apnet2(BaseVocoder):
         return {"model_outputs": predicted.waveform}, logged
 
     def _speech_metrics(self, target: Tensor, generated: Tensor) -> dict[str, float]:
-        """The metrics of `eval_metrics` that are installed; none for a file with too little speech."""
+        """The metrics of `eval_metrics` that are installed, as far as the file has enough speech for them."""
+        names = metrics.installed(self.config.eval_metrics)
+        if not generated.isfinite().all():
+            return dict.fromkeys(names, float("nan"))
         waveforms = [waveform.cpu().numpy() for waveform in (target, generated)]
         figures = {}
-        for name in metrics.installed(self.config.eval_metrics):
+        for name in names:
             with suppress(metrics.MetricError):
                 figures[name] = metrics.SPEECH_METRICS[name](*waveforms, self.config.audio.sample_rate)
         return figures

@@ -10,7 +10,7 @@ import random
 import shutil
 import signal
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from apnet2_tts_plugin.model import Apnet2
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"trainer.{__name__}")  # the run's own log, on the terminal and in its folder
 
 GRACE = 10  # seconds
 
@@ -64,6 +64,7 @@ class Run:
         self.batches_done = 0  # of this epoch
         self.trained = False  # whether the training part of this epoch is over
         self.within_step = False
+        self.saved: tuple[int, bool] | None = None  # steps and `trained` of the last checkpoint written
         self.signal: int | None = None
         self.listening: dict[int, Any] = {}  # signals, and what was done about them before
         self.best: float | None = None  # figure of `best_model.pth`; None until it has been looked at
@@ -73,7 +74,9 @@ class Run:
         self.bar_context = ExitStack()
         distributed.join(trainer)
         if trainer.continue_run:
-            path, self.resumed = newest_checkpoint(self.folder)
+            # the same one for all, whatever a network file system shows the others
+            found = newest_checkpoint(self.folder) if distributed.rank() == 0 else None
+            path, self.resumed = distributed.gather(found)[0]
             trainer.args.restore_path = str(path)
         elif trainer.args.restore_path:
             logger.info("Restored the %s", checkpoints.restore(model, trainer.args.restore_path))
@@ -84,8 +87,9 @@ class Run:
         trainer = self.trainer
         if distributed.rank() == 0:
             for path in self.folder.glob(".*.tmp"):  # what a kill left of a save
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         distributed.share_weights(self.model)
+        self._check_same_files()
         if distributed.rank() > 0:
             trainer.config.run_eval = False  # rank 0 does it, while the others wait
         trainer.save_checkpoint = self.save
@@ -97,6 +101,16 @@ class Run:
             set_rng_states(self.resumed["rng"])
         elif not trainer.continue_run and trainer.config.save_checkpoints:
             self.save()
+
+    def _check_same_files(self) -> None:
+        """All processes must train on the same files, or their epochs would end at different steps."""
+        files = [(file.path.name, file.n_samples) for file in self.trainer.train_loader.dataset.files]
+        for rank, others in enumerate(distributed.gather(files)):
+            if others != files:
+                raise distributed.LaunchError(
+                    f"rank {rank} has other training files ({len(others)}) than rank {distributed.rank()} "
+                    f"({len(files)}), expected the same ones: see which are skipped, and why"
+                )
 
     @property
     def samples_per_step(self) -> int:
@@ -130,6 +144,8 @@ class Run:
         if config.save_checkpoints and self.trainer.total_steps_done % config.save_step == 0:
             self.save()
         if distributed.any_process(self.signal is not None, self.model.device):
+            self.save()
+            distributed.wait_for_all()  # the first one to leave makes torchrun stop the others
             raise KeyboardInterrupt
 
     def training_ends(self) -> None:
@@ -140,7 +156,8 @@ class Run:
         """Before each evaluated file: start new averages for a new evaluation, and stop if a signal asks for it."""
         if self.signal is not None:
             raise KeyboardInterrupt
-        if self.evaluated_steps != self.trainer.total_steps_done:
+        is_new = self.evaluated_steps != self.trainer.total_steps_done
+        if is_new or not isinstance(self.trainer.keep_avg_eval, Average):
             self.evaluated_steps = self.trainer.total_steps_done
             self.trainer.keep_avg_eval = Average()
 
@@ -150,38 +167,46 @@ class Run:
         if last and self.trainer.config.save_checkpoints:
             self.save()
         self.batches_done, self.trained = 0, False
-        self._ignore_signals()
         if last:
+            self._stop_listening()
             self.bar_context.close()
             self.bar = None
             self.trainer.train_loader = None  # its processes would keep the interpreter from ending
 
     def save(self) -> None:
         """Write `checkpoint_<steps>.pth` and delete the oldest ones, unless a step is half done or has gone wrong."""
-        if self.within_step or distributed.rank() > 0:
+        state = (self.trainer.total_steps_done, self.trained)
+        if self.within_step or self.saved == state or not self._may_write():
             return
-        if not all(tensor.isfinite().all() for tensor in self.model.state_dict().values()):
-            logger.warning("Not saved: the weights are not finite; the last checkpoint is left as it is")
-            return
-        self._write(f"checkpoint_{self.trainer.total_steps_done}.pth", self.trainer.best_loss)
+        written = self._write(f"checkpoint_{self.trainer.total_steps_done}.pth", self.trainer.best_loss)
+        self.saved = state
         kept = self.trainer.config.save_n_checkpoints
-        for path in numbered_files(self.folder, "checkpoint")[kept if kept else None :]:
-            path.unlink()
+        for path in numbered_files(self.folder, "checkpoint")[kept:] if kept else []:
+            if path != written:
+                path.unlink()
+
+    def _may_write(self) -> bool:
+        if distributed.rank() > 0:
+            return False
+        is_finite = all(tensor.isfinite().all() for tensor in self.model.state_dict().values())
+        if not is_finite:
+            logger.warning("Not saved: the weights are not finite; the last checkpoint is left as it is")
+        return is_finite
 
     def save_best(self) -> None:
         """Write `best_model_<steps>.pth`, and a copy as `best_model.pth`, if no evaluation was better than this one."""
         config = self.trainer.config
         averages = self.trainer.keep_avg_eval if config.run_eval else self.trainer.keep_avg_train
         figure = averages.avg_values.get(f"avg_{config.target_loss}")
-        if distributed.rank() > 0 or self.trainer.total_steps_done <= config.save_best_after:
+        if distributed.rank() > 0 or not averages.avg_values or self.trainer.total_steps_done <= config.save_best_after:
             return
         if figure is None:
             logger.warning("target_loss: there is no %r in %s", config.target_loss, sorted(averages.avg_values))
             return
         sign = -1 if config.target_loss in EVAL_METRICS else 1  # the highest of these is best
         if self.best is None:
-            self.best = self._best_on_disk(sign * float("inf"))
-        if not sign * figure < sign * self.best:
+            self.best = min([sign * float("inf"), *self._best_on_disk()], key=lambda best: sign * best)
+        if not sign * figure < sign * self.best or not self._may_write():
             return
         self.best = figure
         train_loss = self.trainer.keep_avg_train.avg_values.get(f"avg_{config.target_loss}", float("inf"))
@@ -193,15 +218,19 @@ class Run:
                 if older != path:
                     older.unlink()
 
-    def _best_on_disk(self, worst: float) -> float:
-        """The figure of this folder's best model, or `worst` where there is none by this figure."""
-        try:
-            loss = checkpoints.read_tensors(self.folder / "best_model.pth").get("model_loss")
-        except checkpoints.CheckpointError:
-            return worst
-        target = self.trainer.config.target_loss
-        known = isinstance(loss, dict) and loss.get("target", target) == target and loss.get("eval_loss") is not None
-        return loss["eval_loss"] if known else worst
+    def _best_on_disk(self) -> list[float]:
+        """The figures of this folder's best models, as far as they can be read and are of the same kind."""
+        target, figures = self.trainer.config.target_loss, []
+        for path in [self.folder / "best_model.pth", *numbered_files(self.folder, "best_model")]:
+            with suppress(checkpoints.CheckpointError):
+                loss = checkpoints.read_tensors(path).get("model_loss")
+                if (
+                    isinstance(loss, dict)
+                    and loss.get("target", target) == target
+                    and loss.get("eval_loss") is not None
+                ):
+                    figures.append(loss["eval_loss"])
+        return figures
 
     def _write(self, name: str, model_loss: Any) -> Path:
         trainer = self.trainer
@@ -238,8 +267,9 @@ class Run:
         }
 
     def _listen(self) -> None:
-        """Let the first SIGINT or SIGTERM end the run after its step; the second one ends it at once."""
-        if self.listening or threading.current_thread() is not threading.main_thread():
+        """Let the first SIGINT or SIGTERM end the run after its step; another SIGINT ends it at once."""
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        if self.listening or self.signal is not None or not is_main_thread:
             return
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a shell
@@ -247,10 +277,11 @@ class Run:
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         self.signal = number
-        self._ignore_signals()
-        logger.warning("%s: stopping after this step; once more stops at once", signal.Signals(number).name)
+        self._stop_listening()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # clusters and torchrun may each send one
+        logger.warning("%s: stopping after this step; Ctrl-C stops at once", signal.Signals(number).name)
 
-    def _ignore_signals(self) -> None:
+    def _stop_listening(self) -> None:
         for number, previous in self.listening.items():
             signal.signal(number, previous)
         self.listening = {}
@@ -306,7 +337,8 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any] | None]:
             checkpoints.verify(path)
             return path, checkpoints.read_tensors(path).get("run")
         except checkpoints.CheckpointError as error:
-            logger.warning("Left out, going back to the one before: %s", error)
+            logger.warning("Renamed to .damaged, going back to the one before: %s", error)
+            path.rename(f"{path}.damaged")  # or it would count as the newest of those to keep
     raise checkpoints.CheckpointError(f"{folder}: no checkpoint that could be read, expected checkpoint_<steps>.pth")
 
 
@@ -355,10 +387,13 @@ class Watch:
         self.skipped = self.skipped + 1 if faults else 0
         if not faults:
             return
+        files = [name for part in distributed.gather(files) for name in part]
         what = f"step {number}: {', '.join(faults)} not finite (files: {', '.join(files) or 'unknown'})"
         if self.skipped > self.limit:
-            raise DivergedError(
+            message = (
                 f"{what}; {self.skipped} steps in a row, more than max_skipped_steps ({self.limit}): the run has "
                 "diverged. Go on from its last checkpoint with a lower learning rate, or with grad_clip"
             )
+            logger.error(message)
+            raise DivergedError(message)
         logger.warning("Skipped %s", what)

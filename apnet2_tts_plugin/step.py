@@ -114,6 +114,7 @@ class Step:
     def _discriminator_terms(self, part: Part) -> dict[str, Tensor]:
         with torch.no_grad():
             generated = self._predict(part).waveform.detach()
+        torch.clear_autocast_cache()  # weights cast without a graph must not serve the next pass, which has one
         return discriminator_terms(self.model, part.waveform, generated)
 
     def _generator_terms(self, part: Part) -> dict[str, Tensor]:

@@ -100,7 +100,8 @@ class Training:
 def our_step(mode: Mode, official: OfficialTraining, sizes: Sizes, waveform: Tensor) -> Callable[[], dict]:
     """The step of our model with the weights of the transcription."""
     config = our_config(sizes)
-    config.optimizer_params["fused"] = mode.fused
+    if mode.fused:
+        config.optimizer_params["fused"] = True
     model = Apnet2(config)
     model.add_discriminators()
     for name in ("generator", "mpd", "mrd"):
@@ -159,8 +160,10 @@ class Result:
 def measure(trainings: dict[str, Training], rounds: int, audio_seconds: float) -> tuple[list[Result], dict[str, float]]:
     """Figures of all modes but their memory, and GFLOP/s of a large matrix product in each type that they use."""
     device = next(iter(trainings.values())).device
-    check_equal({name: training() for name, training in trainings.items()})
-    flop = {name: count_flop(training) for name, training in trainings.items()}
+    flop, logged = {}, {}
+    for name, training in tqdm(trainings.items(), desc="first step", unit="mode"):
+        flop[name], logged[name] = first_step(training)
+    check_equal(logged)
     products = {dtype: MatrixProduct(dtype, device) for dtype in {t.mode.product_type for t in trainings.values()}}
     times = interleave({**trainings, **products}, rounds, "steps", device)
     rates = {dtype: product.flop / statistics.median(times[dtype]) for dtype, product in products.items()}
@@ -195,11 +198,11 @@ def check_equal(logged: dict[str, dict[str, Tensor]]) -> None:
                 sys.exit(f"training.py: {name} of ours differs from the plain transcription's by {error:.1e}")
 
 
-def count_flop(training: Training) -> int:
-    """FLOPs of a step; a compiled one makes the same products as its own mode without torch.compile."""
+def first_step(training: Training) -> tuple[int, dict[str, Tensor]]:
+    """FLOPs and losses of a step without torch.compile, which makes the same products."""
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
-        training()
-    return counter.get_total_flops()
+        logged = training()
+    return counter.get_total_flops(), logged
 
 
 def peak_memory(build: Callable[[], Training], threads: int, device: str) -> float:

@@ -1,6 +1,7 @@
 """One model on several processes, and accumulated gradients: the same as one process with the larger batch."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -154,6 +155,24 @@ def test_not_finite_on_one_process_is_skipped_on_all(corpus, tmp_path):
     first, second = left(tmp_path / "out", 0), left(tmp_path / "out", 1)
     for name, tensor in first["model"].items():
         assert tensor.isfinite().all() and torch.equal(tensor, second["model"][name]), name
+
+
+def test_a_signal_to_one_process_saves_and_ends_all(corpus, tmp_path):
+    """Rank 0 gets two, as from a cluster and from torchrun."""
+
+    def fault(rank, trainer, batch):
+        if rank == 0 and trainer.total_steps_done == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert train(corpus, tmp_path / "out", world_size=2, fault=fault, batch_size=2) == [130, 130]
+    assert next(tmp_path.glob("out/*/checkpoint_4.pth"))
+
+
+def test_processes_with_other_files_are_refused(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "gather", lambda files: [files, files[1:]])
+    with pytest.raises(distributed.LaunchError, match=r"rank 1 has other training files \(7\) than rank 0 \(8\)"):
+        make_trainer(small_config(corpus, tmp_path, eval_split_size=2))
 
 
 def test_a_rank_without_a_group_is_refused(corpus, tmp_path):

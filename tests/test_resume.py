@@ -213,10 +213,11 @@ def test_damaged_newest_files_are_left_out(corpus, tmp_path, caplog):
     (folder / "checkpoint_99.pth").write_bytes(b"")
     content[len(content) // 2] ^= 1
     (folder / "checkpoint_98.pth").write_bytes(content)
-    with caplog.at_level(logging.WARNING, run_module.__name__):
+    with caplog.at_level(logging.WARNING, run_module.logger.name):
         assert newest_checkpoint(folder)[0] == older
     for name in (newest.name, "checkpoint_99.pth", "checkpoint_98.pth"):
         assert any(name in message and "going back" in message for message in caplog.messages)
+        assert not (folder / name).exists() and (folder / f"{name}.damaged").exists()
     resumed = fit(resumable_config(corpus, tmp_path), continue_path=str(folder))
     assert resumed.total_steps_done == 6
 
@@ -250,15 +251,18 @@ def test_more_epochs_can_be_added(corpus, tmp_path):
         torch.testing.assert_close(resumed.model.state_dict()[name], tensor, atol=1e-6, rtol=1e-5)
 
 
-def test_a_crash_before_the_first_save_keeps_the_logs(corpus, tmp_path):
+@pytest.mark.parametrize("save_checkpoints", [True, False])
+def test_a_crash_before_the_first_save_keeps_the_logs(corpus, tmp_path, save_checkpoints):
     def crash(_):
         raise RuntimeError("on purpose")
 
-    training = make_trainer(resumable_config(corpus, tmp_path), callbacks={"on_train_step_start": crash})
+    config = resumable_config(corpus, tmp_path, save_checkpoints=save_checkpoints)
+    training = make_trainer(config, callbacks={"on_train_step_start": crash})
     with pytest.raises(SystemExit):
         training.fit()
     folder = Path(training.output_path)
-    assert (folder / "checkpoint_0.pth").is_file() and (folder / "trainer_0_log.txt").is_file()
+    assert (folder / "trainer_0_log.txt").is_file()
+    assert (folder / "checkpoint_0.pth").is_file() == save_checkpoints
 
 
 def test_only_the_last_checkpoints_are_kept(corpus, tmp_path):
@@ -266,6 +270,25 @@ def test_only_the_last_checkpoints_are_kept(corpus, tmp_path):
     assert [path.name for path in numbered_files(folder, "checkpoint")] == ["checkpoint_6.pth", "checkpoint_5.pth"]
     assert len(list(Path(folder).glob("best_model_*.pth"))) == 1
     assert not [path for path in Path(folder).iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("kept", [0, None])
+def test_all_checkpoints_are_kept_on_request(corpus, tmp_path, kept):
+    folder = fit(resumable_config(corpus, tmp_path, save_step=1, save_n_checkpoints=kept, epochs=1)).output_path
+    assert len(numbered_files(folder, "checkpoint")) == 4
+
+
+def test_the_best_model_survives_damage_to_its_copy(corpus, tmp_path):
+    folder = Path(fit(resumable_config(corpus, tmp_path, epochs=1)).output_path)
+    (best,) = folder.glob("best_model_*.pth")
+    content = torch.load(best, weights_only=True)
+    content["model_loss"]["eval_loss"] = 1e-9
+    torch.save(content, best)
+    (folder / "best_model.pth").write_bytes(b"")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"epochs": 2}))
+    fit(resumable_config(corpus, tmp_path, epochs=2), continue_path=str(folder))
+    assert torch.load(best, weights_only=True)["model_loss"]["eval_loss"] == 1e-9
 
 
 def test_random_number_generators_are_put_back():

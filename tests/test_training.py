@@ -143,7 +143,7 @@ def test_restore_path_starts_from_the_weights(run, corpus, tmp_path):
 def test_restore_path_takes_an_exported_model(run, corpus, tmp_path, caplog):
     checkpoints.export(Path(run.output_path) / "best_model.pth", tmp_path / "exported")
     config = small_config(corpus, tmp_path / "out", epochs=1, lr_gen=1e-12, lr_disc=1e-12)
-    with caplog.at_level(logging.INFO, "apnet2_tts_plugin"):
+    with caplog.at_level(logging.INFO, "trainer"):
         restored = fit(config, restore_path=str(tmp_path / "exported" / "model.safetensors"))
     assert "Restored the generator of model.safetensors; the discriminators start anew" in caplog.messages
     state = torch.load(Path(run.output_path) / "best_model.pth", weights_only=True)["model"]

@@ -52,7 +52,7 @@ def weights(model) -> torch.Tensor:
 def test_a_step_that_is_not_finite_changes_nothing_and_is_named(model, caplog):
     trainer = stub(model)
     before = weights(model)
-    with caplog.at_level(logging.WARNING, run.__name__):
+    with caplog.at_level(logging.WARNING, run.logger.name):
         _, logged = model.optimize(broken(batch()), trainer)
     assert torch.equal(weights(model), before)
     assert all(math.isfinite(value) for value in logged.values())
@@ -120,6 +120,28 @@ def test_half_precision_scaling_skips_and_recovers(model):
     unscaled = Apnet2(model.config)
     _, expected = unscaled.optimize(batch(), stub(unscaled))
     assert logged["loss_mel"] == pytest.approx(expected["loss_mel"], rel=0.05)
+
+
+def test_speech_that_is_not_finite_has_no_score(model):
+    model.eval()
+    with torch.no_grad():
+        next(model.generator.parameters()).fill_(float("nan"))
+        _, logged = model.eval_step({"waveform": batch(1)["waveform"]}, None, 1)
+    assert math.isnan(logged["pesq"]) and math.isnan(logged["stoi"]) and logged["loss_mel"].isnan()
+
+
+def test_faults_are_in_the_log_of_the_run(corpus, tmp_path):
+    def break_it(trainer):
+        with torch.no_grad():
+            next(trainer.model.generator.parameters()).fill_(float("nan"))
+
+    config = small_config(corpus, tmp_path, max_skipped_steps=0, run_eval=False)
+    training = make_trainer(config, callbacks={"on_train_step_start": break_it})
+    with pytest.raises(SystemExit):
+        training.fit()
+    log = (Path(training.output_path) / "trainer_0_log.txt").read_text()
+    assert "Saved" in log and "step 0" in log and "diverged" in log
+    assert not list(Path(training.output_path).glob("best_model*"))
 
 
 def test_norms_are_those_of_the_networks(model):
@@ -215,6 +237,7 @@ def test_evaluation_reports_what_is_installed(corpus, tmp_path, monkeypatch):
         ({"target_loss": "loss_mell"}, "target_loss: 'loss_mell', expected one of"),
         ({"target_loss": "pesq", "eval_metrics": []}, "target_loss: 'pesq', expected one of"),
         ({"eval_metrics": ["mos"]}, "eval_metrics: .*mos.*expected some of"),
+        ({"lr_scheduler_gen": None}, "lr_scheduler_gen: None, expected the name of a schedule"),
         ({"precision": "fp8"}, "precision: 'fp8', expected 'bf16' or 'fp16'"),
         ({"max_skipped_steps": -1}, "max_skipped_steps: -1, expected 0 or more"),
     ],
