@@ -75,6 +75,7 @@ def train(corpus, out: Path, world_size: int, fault=None, **settings) -> list[in
             return eval_step(batch, criterion, optimizer_idx)
 
         model.optimize, model.eval_step = note_batch, note_file
+        model.eval_log = lambda *args: None  # figures take longer than all the rest
         training.fit()
         left = {"model": model.state_dict(), "files": files, "evaluated": evaluated, "steps": training.total_steps_done}
         torch.save(left, out / f"rank{rank}.pt")

@@ -18,7 +18,7 @@ from apnet2_tts_plugin import run as run_module
 from apnet2_tts_plugin.checkpoints import CheckpointError
 from apnet2_tts_plugin.run import newest_checkpoint, numbered_files, rng_states, set_rng_states
 
-EPOCHS, STEPS_PER_EPOCH = 4, 3
+EPOCHS, STEPS_PER_EPOCH = 3, 3
 N_STEPS = EPOCHS * STEPS_PER_EPOCH
 
 
@@ -74,6 +74,7 @@ def start(corpus, out, diary: Path, kill_after: int = 0, kill_in_save: int = 0, 
             return optimize(batch, trainer_)
 
         training.model.optimize = note_batch
+        training.model.eval_log = lambda *args: None  # figures take longer than all the rest
         training.fit()
 
     return in_child(main)
@@ -139,7 +140,7 @@ def compare(folder: Path, uninterrupted: Path):
 
 def test_killed_after_steps_and_in_saves(corpus, uninterrupted, tmp_path):
     """Within an epoch, at its end, in the middle of writing a checkpoint and of writing the best model."""
-    for kill in ({"kill_after": 1}, {"kill_after": 3}, {"kill_in_save": 1}, {"kill_after": 8}, {"kill_in_save": 2}):
+    for kill in ({"kill_after": 1}, {"kill_after": 3}, {"kill_in_save": 1}, {"kill_in_save": 2}):
         process = start(corpus, tmp_path / "out", tmp_path / "diary", **kill)
         process.join()
         assert process.exitcode == -signal.SIGKILL, kill
