@@ -147,6 +147,7 @@ def test_a_process_that_fails_fails_the_others(corpus, tmp_path):
     assert train(corpus, tmp_path / "out", world_size=2, fault=fault, batch_size=2) == [1, 1]
 
 
+@pytest.mark.slow
 def test_not_finite_on_one_process_is_skipped_on_all(corpus, tmp_path):
     def fault(rank, trainer, batch):
         if rank == 1 and trainer.total_steps_done == 3:

@@ -175,6 +175,7 @@ def test_killed_at_random_moments(corpus, uninterrupted, tmp_path):
     compare(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 def test_the_same_batches_with_workers(corpus, uninterrupted, tmp_path):
     start(corpus, tmp_path / "out", tmp_path / "diary", kill_after=4, workers=2).join()
     process = start(corpus, tmp_path / "out", tmp_path / "diary", workers=2)
@@ -184,7 +185,9 @@ def test_the_same_batches_with_workers(corpus, uninterrupted, tmp_path):
     assert batches == last_of_each_step(uninterrupted / "diary.batches")
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2)])
+@pytest.mark.parametrize(
+    ("number", "workers"), [pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow), (signal.SIGINT, 2)]
+)
 def test_signals_save_after_the_step(corpus, uninterrupted, tmp_path, number, workers):
     """To the whole group of processes, as terminals and clusters send them."""
     process = start(corpus, tmp_path / "out", tmp_path / "diary", workers=workers)
@@ -241,6 +244,7 @@ def test_a_worse_model_does_not_replace_the_best_one_after_a_resume(corpus, tmp_
     assert torch.load(folder / "best_model.pth", weights_only=True)["model_loss"]["eval_loss"] == 1e-9
 
 
+@pytest.mark.slow
 def test_more_epochs_can_be_added(corpus, tmp_path):
     folder = Path(fit(resumable_config(corpus, tmp_path, epochs=1)).output_path)
     config = json.loads((folder / "config.json").read_text())
