@@ -143,7 +143,8 @@ class Apnet2Config(BaseVocoderConfig):
             training. Defaults to [0.0, 0.0].
         precision (str): What `mixed_precision` computes convolutions and matrix products in, "bf16" or "fp16"; spectra
             and losses stay in float32. Defaults to "bf16".
-        use_compile (bool): Compile the networks by `torch.compile`. Defaults to False.
+        use_compile (bool): Compile the networks by `torch.compile`, which takes minutes and brought nothing on a
+            processor. Defaults to False.
         max_skipped_steps (int): Steps in a row that may be skipped because a loss or gradient is not finite; one more
             stops the run. Defaults to 20.
         log_term_gradients (bool): Log the gradient norm of each generator loss every `plot_step` steps, which costs a
