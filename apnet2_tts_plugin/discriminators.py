@@ -29,9 +29,8 @@ class RowConvolution(torch.autograd.Function):
     """A convolution over the middle axis of x (N, H, C), as matrix products.
 
     weight is (D, kernel size * C), bias (D), for an odd kernel, padded by half of it; the result is (N * H', D). In the
-    multi-period discriminator, half of whose rows are shorter than 100, this reaches three quarters of the speed of a
-    large matrix product on a processor, forward and backward; torch's own convolution, whose layout is another one,
-    reaches half, and training spends most of its time here.
+    multi-period discriminator this reaches three quarters of the speed of a large matrix product on a processor,
+    forward and backward; torch's own convolution reaches half, and training spends most of its time here.
     """
 
     @staticmethod

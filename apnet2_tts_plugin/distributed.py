@@ -26,13 +26,14 @@ class LaunchError(RuntimeError):
 def adopt_launcher(args: "TrainerArgs") -> None:
     """Take over from torchrun which process this is, and hide every GPU from it but its own.
 
-    To be called before anything uses CUDA. The Trainer takes all the GPUs that it sees on one machine for the whole of
-    the group, which is wrong with several machines; one that sees a single GPU leaves the group alone.
+    To be called before anything uses CUDA. Where `LOCAL_RANK` is set alone, it is the rank too, and `join` refuses the
+    others: they would all be rank 0 and write to one folder. The Trainer takes all the GPUs that it sees on one machine
+    for the whole of the group, which is wrong with several machines; one that sees a single GPU leaves the group alone.
     """
     local_rank = os.environ.get("LOCAL_RANK")
     if local_rank is None:
         return
-    args.rank = int(os.environ["RANK"])
+    args.rank = int(os.environ.get("RANK", local_rank))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",") if visible is not None else [str(i) for i in range(torch.cuda.device_count())]
     if len(devices) > 1:

@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from trainer.generic_utils import KeepAverage
 from trainer.io import save_model
 
 from apnet2_tts_plugin import checkpoints, distributed
-from apnet2_tts_plugin.config import EVAL_METRICS
+from apnet2_tts_plugin.config import EVAL_METRICS, ConfigError
 
 if TYPE_CHECKING:
     from trainer import Trainer
@@ -83,9 +84,14 @@ class Run:
             trainer.args.restore_path = ""  # the Trainer would take no other file than its own
 
     def begin(self) -> None:
-        """Take up the checkpoint's position, and the Trainer's saving; a new run is saved before its first step."""
+        """Take up the checkpoint's position, and the Trainer's saving; a new run is saved before its first step.
+
+        Raises:
+            ConfigError: if the folder of a new run is another run's already.
+            LaunchError: if the processes have not the same files.
+        """
         trainer = self.trainer
-        if distributed.rank() == 0:
+        if trainer.continue_run and distributed.rank() == 0:
             for path in self.folder.glob(".*.tmp"):  # what a kill left of a save
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         distributed.share_weights(self.model)
@@ -99,8 +105,28 @@ class Run:
             trainer.start_with_eval = self.trained = self.resumed["trained"]
             self.batches_done = self.resumed["samples_done"] // self.samples_per_step
             set_rng_states(self.resumed["rng"])
-        elif not trainer.continue_run and trainer.config.save_checkpoints:
-            self.save()
+        elif not trainer.continue_run:
+            self._take_folder()
+
+    def _take_folder(self) -> None:
+        """Write the first checkpoint, unless the folder, which has the time in its name, is another run's already."""
+        taken = False
+        if distributed.rank() == 0:
+            claim = self.folder / ".claim.tmp"  # the other may have started in the same second
+            try:
+                claim.touch(exist_ok=False)
+            except FileExistsError:
+                taken = True
+            else:
+                taken = any(self.folder.glob("*.pth"))
+                if not taken and self.trainer.config.save_checkpoints:
+                    self.save()
+                claim.unlink()
+        if distributed.gather(taken)[0]:
+            raise ConfigError(
+                f"run_name: {self.trainer.config.run_name!r}, expected another than that of the run in {self.folder}, "
+                "which began in the same minute: start again in a minute, or choose another run_name or output_path"
+            )
 
     def _check_same_files(self) -> None:
         """All processes must train on the same files, or their epochs would end at different steps."""
@@ -174,11 +200,16 @@ class Run:
             self.trainer.train_loader = None  # its processes would keep the interpreter from ending
 
     def save(self) -> None:
-        """Write `checkpoint_<steps>.pth` and delete the oldest ones, unless a step is half done or has gone wrong."""
+        """Write `checkpoint_<steps>.pth` and delete the oldest ones, unless a step is half done or has gone wrong.
+
+        One that cannot be written is tried again at the next call.
+        """
         state = (self.trainer.total_steps_done, self.trained)
         if self.within_step or self.saved == state or not self._may_write():
             return
         written = self._write(f"checkpoint_{self.trainer.total_steps_done}.pth", self.trainer.best_loss)
+        if written is None:
+            return
         self.saved = state
         kept = self.trainer.config.save_n_checkpoints
         for path in numbered_files(self.folder, "checkpoint")[kept:] if kept else []:
@@ -208,15 +239,17 @@ class Run:
             self.best = min([sign * float("inf"), *self._best_on_disk()], key=lambda best: sign * best)
         if not sign * figure < sign * self.best or not self._may_write():
             return
-        self.best = figure
         train_loss = self.trainer.keep_avg_train.avg_values.get(f"avg_{config.target_loss}", float("inf"))
-        self.trainer.best_loss = {"train_loss": train_loss, "eval_loss": figure, "target": config.target_loss}
-        path = self._write(f"best_model_{self.trainer.total_steps_done}.pth", self.trainer.best_loss)
-        checkpoints.write_atomically(self.folder / "best_model.pth", lambda copy: shutil.copyfile(path, copy))
+        best_loss = {"train_loss": train_loss, "eval_loss": figure, "target": config.target_loss}
+        path = self._write(f"best_model_{self.trainer.total_steps_done}.pth", best_loss)
+        if path is None:
+            return
+        self.best, self.trainer.best_loss = figure, best_loss
         if not config.save_all_best:
             for older in numbered_files(self.folder, "best_model"):
                 if older != path:
                     older.unlink()
+        write_or_log(self.folder / "best_model.pth", lambda copy: shutil.copyfile(path, copy))
 
     def _best_on_disk(self) -> list[float]:
         """The figures of this folder's best models, as far as they can be read and are of the same kind."""
@@ -232,7 +265,8 @@ class Run:
                     figures.append(loss["eval_loss"])
         return figures
 
-    def _write(self, name: str, model_loss: Any) -> Path:
+    def _write(self, name: str, model_loss: Any) -> Path | None:
+        """Write a file to go on from; None if it could not be written."""
         trainer = self.trainer
         path = self.folder / name
 
@@ -251,7 +285,8 @@ class Run:
             )
             checkpoints.verify(temporary)
 
-        checkpoints.write_atomically(path, write)
+        if not write_or_log(path, write):
+            return None
         logger.info("Saved %s", path)
         return path
 
@@ -317,6 +352,22 @@ def leave_signals_to_parent(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, GRACE))
+
+
+def write_or_log(path: Path, write: Callable[[Path], Any]) -> bool:
+    """Write a file whole; one that cannot be written is left as it was, and costs an error in the log, not the run."""
+    try:
+        checkpoints.write_atomically(path, write)
+    except (OSError, RuntimeError, checkpoints.CheckpointError) as error:
+        # torch closes its file after the system's error with one of its own, which says nothing
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        logger.error(
+            "Not saved: %s (%s); training goes on with the files saved before: make room for the next one",
+            path,
+            str(cause).partition("\n")[0],
+        )
+        return False
+    return True
 
 
 def numbered_files(folder: Path, kind: str) -> list[Path]:

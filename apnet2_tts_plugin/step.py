@@ -33,8 +33,9 @@ class Part(NamedTuple):
 
 
 class Network(NamedTuple):
-    """What one optimizer updates: names in the log, weights of the loss terms, and modules by their short names."""
+    """What one optimizer updates: its index, names in the log, weights of the loss terms, modules by short names."""
 
+    index: int
     name: str
     prefix: str
     loss_weights: dict[str, float]
@@ -64,8 +65,9 @@ class Step:
         logged = {}
         if self.adversarial:
             modules = {"mpd": model.mpd, "mrd": model.mrd}
-            logged |= self._update(Network("disc", "loss_disc_", config.discriminator_loss_weights, modules))
-        logged |= self._update(Network("gen", "loss_", config.loss_weights, {"gen": model.generator}))
+            weights = config.discriminator_loss_weights
+            logged |= self._update(Network(DISCRIMINATORS, "disc", "loss_disc_", weights, modules))
+        logged |= self._update(Network(GENERATOR, "gen", "loss_", config.loss_weights, {"gen": model.generator}))
         if self.trainer.use_amp_scaler:
             self.trainer.scaler.update()
         values = distributed.mean(torch.stack([value.float() for value in logged.values()]))
@@ -73,24 +75,23 @@ class Step:
 
     def _update(self, network: Network) -> dict[str, Tensor]:
         """Update a network by the gradient of all parts, unless that is not finite; returns what is to be logged."""
-        index = GENERATOR if network.name == "gen" else DISCRIMINATORS
-        optimizer = self.trainer.optimizer[index]
-        optimizer.zero_grad(set_to_none=True)
+        is_generator = network.index == GENERATOR
+        self.trainer.optimizer[network.index].zero_grad(set_to_none=True)
         logged: dict[str, Tensor] = {}
         for part in self.parts:
-            terms = self._generator_terms(part) if index == GENERATOR else self._discriminator_terms(part)
+            terms = self._generator_terms(part) if is_generator else self._discriminator_terms(part)
             loss = losses.weighted_sum(terms, network.loss_weights)
-            if index == GENERATOR and part is self.parts[0] and self._logs_term_gradients():
+            if is_generator and part is self.parts[0] and self._logs_term_gradients():
                 logged |= term_gradient_norms(terms, network)
             self.model.scaled_backward(part.share * loss, self.trainer)
             for name, term in terms.items():
                 _add(logged, f"{network.prefix}{name}", part.share * term.detach())
             _add(logged, f"loss_{network.name}", part.share * loss.detach())
-        return logged | self._take_step(index, network)
+        return logged | self._take_step(network)
 
-    def _take_step(self, index: int, network: Network) -> dict[str, Tensor]:
-        trainer, limit = self.trainer, self.config.grad_clip[index]
-        optimizer = trainer.optimizer[index]
+    def _take_step(self, network: Network) -> dict[str, Tensor]:
+        trainer, limit = self.trainer, self.config.grad_clip[network.index]
+        optimizer = trainer.optimizer[network.index]
         parameters = network.parameters()
         distributed.average_gradients(parameters)
         if trainer.use_amp_scaler:
@@ -105,7 +106,7 @@ class Step:
             else:
                 optimizer.step()
             if not self.config.scheduler_after_epoch:
-                trainer.scheduler[index].step()
+                trainer.scheduler[network.index].step()
         return {f"grad_norm_{name}": value for name, value in norms.items()}
 
     def _predict(self, part: Part) -> Prediction:

@@ -1,5 +1,7 @@
 """Training runs of seconds: a tiny APNet2 in the real Trainer, in this process or in children that may be killed."""
 
+import functools
+import importlib
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -25,7 +27,7 @@ def make_corpus(folder: Path, n_files: int = 7, n_samples: int = 12000) -> Path:
 
 
 def small_config(corpus: Path, out: Path, **settings) -> Apnet2Config:
-    """Two epochs of two steps, with everything logged and saved often."""
+    """Two epochs of two steps, saved often; figures and speech metrics, which take longest, are left out."""
     defaults = {
         "run_name": "test",
         "output_path": str(out),
@@ -37,9 +39,10 @@ def small_config(corpus: Path, out: Path, **settings) -> Apnet2Config:
         "num_eval_loader_workers": 0,
         "run_eval": True,
         "print_step": 1,
-        "plot_step": 1,
-        "log_model_step": 2,
+        "plot_step": 100,
+        "log_model_step": 100,
         "save_step": 2,
+        "eval_metrics": [],
         "amplitude": PredictorConfig(**SMALL),
         "phase": PredictorConfig(**SMALL),
         "mpd_periods": [2, 3],
@@ -50,14 +53,19 @@ def small_config(corpus: Path, out: Path, **settings) -> Apnet2Config:
     return Apnet2Config(**defaults | settings)
 
 
-def make_trainer(config: Apnet2Config, model: Apnet2 | None = None, callbacks: dict | None = None, **args) -> Trainer:
+def make_trainer(
+    config: Apnet2Config, model: Apnet2 | None = None, callbacks: dict | None = None, figures=False, **args
+) -> Trainer:
     """The Trainer of a small run, as recipes make theirs, with the same first weights at each call."""
     torch.manual_seed(0)
+    model = model or Apnet2(config)
+    if not figures:
+        model.train_log = model.eval_log = lambda *args: None
     return Trainer(
         TrainerArgs(**args),
         config,
         output_path=config.output_path,
-        model=model or Apnet2(config),
+        model=model,
         train_samples=["unused"],
         eval_samples=["unused"],
         callbacks=callbacks,
@@ -72,6 +80,13 @@ def fit(config: Apnet2Config, **args) -> Trainer:
     return trainer
 
 
+@functools.cache
+def load_libraries() -> None:
+    """Load what a run loads on its way, which takes seconds, so that not each child has to."""
+    Apnet2(small_config(Path(), Path())).get_optimizer()
+    importlib.import_module("trainer.logging.tensorboard_logger")
+
+
 def in_child(function: Callable[[], None]) -> multiprocessing.Process:
     """Start `function` in a forked process with a group of its own, on one thread, without a word on the terminal."""
 
@@ -82,6 +97,7 @@ def in_child(function: Callable[[], None]) -> multiprocessing.Process:
         torch.set_num_threads(1)
         function()
 
+    load_libraries()
     process = multiprocessing.get_context("fork").Process(target=main)
     process.start()
     return process

@@ -1,24 +1,15 @@
 """The benchmarks run and print tables of the right shape; what the figures are is not tested."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import scripts
 import soundfile
 import tiny
 import torch
 from golden_weights import golden_waveform
-
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-
-
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Run a benchmark; it may fail."""
-    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def cells(markdown: str) -> list[list[str]]:
@@ -39,25 +30,22 @@ def recordings(tmp_path):
 @pytest.fixture
 def inference(monkeypatch):
     """The module `benchmarks/inference.py`."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    spec = importlib.util.spec_from_file_location("inference", BENCHMARKS / "inference.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "inference", module)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load(scripts.BENCHMARKS / "inference.py", monkeypatch)
 
 
 @pytest.mark.slow
-def test_quality_compares_a_model_with_griffin_lim(tmp_path, recordings):
+def test_quality_compares_a_model_with_griffin_lim(tmp_path, recordings, monkeypatch, capsys):
     model, out = tiny.save(tmp_path / "model"), tmp_path / "quality.json"
-    done = run("quality.py", "--model", model, "--audio", recordings, "--audio", f"again={recordings}", "--out", out)
-    assert done.returncode == 0, done.stderr
-    header, ours, griffin_lim, *again = cells(done.stdout)
+    quality = scripts.load(scripts.BENCHMARKS / "quality.py", monkeypatch)
+    audio = ("--audio", recordings, "--audio", f"again={recordings}")
+    scripts.run(quality, monkeypatch, "--model", model, *audio, "--out", out)
+    printed = capsys.readouterr().out
+    header, ours, griffin_lim, *again = cells(printed)
     assert header == ["System", "STOI", "PESQ-WB", "Mel error"]
     assert [ours[0], griffin_lim[0]] == [f"APNet2 `{model}`", "Griffin-Lim, 60 iterations"]
     assert again == [header, ours, griffin_lim]
-    assert "voice: 1 files, 1.0 s of audio" in done.stdout
-    assert "again: 1 files, 1.0 s of audio" in done.stdout
+    assert "voice: 1 files, 1.0 s of audio" in printed
+    assert "again: 1 files, 1.0 s of audio" in printed
     results = json.loads(out.read_text())["results"]
     assert [result["audio"] for result in results] == ["voice", "voice", "again", "again"]
     assert results[1]["mel_error"] < results[0]["mel_error"]  # random weights do worse than Griffin-Lim
@@ -66,7 +54,8 @@ def test_quality_compares_a_model_with_griffin_lim(tmp_path, recordings):
 @pytest.mark.slow
 def test_segments_has_a_row_per_length(tmp_path, recordings):
     model = tiny.save(tmp_path / "model")
-    done = run("segments.py", "--model", model, "--audio", recordings, "--samples", 8192, 99840)
+    command = [sys.executable, scripts.BENCHMARKS / "segments.py", "--model", model, "--audio", recordings]
+    done = subprocess.run([*map(str, command), "--samples", "8192", "99840"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     header, short, long, whole = cells(done.stdout)
     assert [header[0], short[0], whole[0]] == ["Samples", "8192", "whole files"]
@@ -75,21 +64,22 @@ def test_segments_has_a_row_per_length(tmp_path, recordings):
 
 
 @pytest.mark.slow
-def test_quality_says_in_one_line_what_is_wrong(tmp_path, recordings):
+def test_quality_says_in_one_line_what_is_wrong(tmp_path, recordings, monkeypatch):
     soundfile.write(recordings / "b.wav", golden_waveform(16000, seed=1)[:2000], 16000)
-    done = run("quality.py", "--model", tiny.save(tmp_path / "model"), "--audio", recordings, "--last", 1)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"quality.py: {recordings / 'b.wav'}: STOI needs")
-    assert "Traceback" not in done.stderr
+    quality = scripts.load(scripts.BENCHMARKS / "quality.py", monkeypatch)
+    model = tiny.save(tmp_path / "model")
+    with pytest.raises(SystemExit) as end:
+        scripts.run(quality, monkeypatch, "--model", model, "--audio", recordings, "--last", 1)
+    assert end.value.code.startswith(f"quality.py: {recordings / 'b.wav'}: STOI needs") and "\n" not in end.value.code
 
 
 @pytest.mark.slow
-def test_inference_compares_systems(tmp_path):
+def test_inference_compares_systems(inference, tmp_path, monkeypatch, capsys):
     out = tmp_path / "inference.json"
     systems = ("plain", "ours", "ours-bf16")
-    done = run("inference.py", "--seconds", 0.1, 0.25, "--rounds", 1, "--systems", *systems, "--json", out)
-    assert done.returncode == 0, done.stderr
-    header, *rows = cells(done.stdout)
+    arguments = ("--seconds", 0.1, 0.25, "--rounds", 1, "--systems", *systems, "--threads", torch.get_num_threads())
+    scripts.run(inference, monkeypatch, *arguments, "--json", out)
+    header, *rows = cells(capsys.readouterr().out)
     assert header[1:] == ["0.1 s", "0.25 s", "Peak MB", "GFLOP per s", "Share of matrix rate", "SNR dB"]
     assert [row[0] for row in rows] == ["Plain transcription, float32", "APNet2, float32", "APNet2, bf16 weights"]
     assert all(len(row) == len(header) for row in rows)

@@ -1,5 +1,6 @@
 """What the other tests show on the processor, on a CUDA device."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -34,4 +35,4 @@ def test_training_step(model, autocast):
     trainer = SimpleNamespace(use_amp_scaler=False, optimizer=model.get_optimizer(), total_steps_done=0)
     with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
         _, logged = model.optimize(batch, trainer)
-    assert all(value.isfinite() and value.device.type == "cuda" for value in logged.values())
+    assert all(math.isfinite(value) for value in logged.values())

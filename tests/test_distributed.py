@@ -9,7 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import scripts
 import torch
+import trainer.trainer
 from golden_weights import golden_waveform
 from small_run import in_child, make_corpus, make_trainer, small_config
 from trainer import TrainerArgs
@@ -18,7 +20,6 @@ from apnet2_tts_plugin import distributed
 from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.run import numbered_files
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "ljspeech" / "apnet2" / "train_apnet2.py"
 N_EPOCHS, N_STEPS = 10, 20
 
 
@@ -40,8 +41,6 @@ def train(corpus, out: Path, world_size: int, fault=None, **settings) -> list[in
         out,
         epochs=N_EPOCHS,
         eval_split_size=2,
-        log_model_step=100,
-        eval_metrics=[],
         save_step=100,
         # Adam would turn the rounding noise of vanishing gradients into whole steps
         optimizer="SGD",
@@ -75,12 +74,11 @@ def train(corpus, out: Path, world_size: int, fault=None, **settings) -> list[in
             return eval_step(batch, criterion, optimizer_idx)
 
         model.optimize, model.eval_step = note_batch, note_file
-        model.eval_log = lambda *args: None  # figures take longer than all the rest
         training.fit()
         left = {"model": model.state_dict(), "files": files, "evaluated": evaluated, "steps": training.total_steps_done}
         torch.save(left, out / f"rank{rank}.pt")
 
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     processes = [in_child(lambda rank=rank: main(rank)) for rank in range(world_size)]
     for process in processes:
         process.join()
@@ -171,6 +169,15 @@ def test_a_signal_to_one_process_saves_and_ends_all(corpus, tmp_path):
     assert next(tmp_path.glob("out/*/checkpoint_4.pth"))
 
 
+def test_all_processes_leave_a_folder_that_is_taken(corpus, tmp_path, monkeypatch):
+    folder = tmp_path / "out" / "taken"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint_0.pth").touch()
+    monkeypatch.setattr(trainer.trainer, "get_experiment_folder_path", lambda root, name: folder)
+    assert train(corpus, tmp_path / "out", world_size=2, batch_size=2) == [1, 1]
+    assert {path.name for path in folder.iterdir() if path.suffix in (".pth", ".tmp")} == {"checkpoint_0.pth"}
+
+
 def test_processes_with_other_files_are_refused(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "gather", lambda files: [files, files[1:]])
     with pytest.raises(distributed.LaunchError, match=r"rank 1 has other training files \(7\) than rank 0 \(8\)"):
@@ -196,6 +203,15 @@ def test_under_torchrun_a_process_knows_its_rank_and_its_gpu(monkeypatch, visibl
     distributed.adopt_launcher(args)
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == expected
     assert args.rank == (0 if local_rank is None else 7)
+
+
+def test_without_a_rank_the_local_one_counts(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    args = TrainerArgs()
+    distributed.adopt_launcher(args)
+    assert args.rank == 1 and os.environ["CUDA_VISIBLE_DEVICES"] == "5"
 
 
 @pytest.mark.parametrize(
@@ -236,28 +252,38 @@ def test_the_trainer_accumulates(corpus, tmp_path):
     assert len(numbered_files(Path(training.output_path), "checkpoint")) == 2
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+# The recipe with small networks.
+SMALL_RECIPE = """
+import sys
+from small_run import small_config
+
+sys.path.insert(0, {folder!r})
+import train_apnet2
+
+official = train_apnet2.Apnet2Config
+names = ("amplitude", "phase", "mpd_periods", "mpd_channels", "mrd_resolutions", "mrd_channels", "eval_metrics")
+small = {{name: getattr(small_config("", ""), name) for name in names}}
+train_apnet2.Apnet2Config = lambda **settings: official(**settings | small)
+train_apnet2.main()
+"""
+
+
+def torchrun(n_processes: int, script: Path, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", n_processes, script]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.run([*map(str, command), *map(str, arguments)], capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.slow
 def test_torchrun_trains_the_recipe_and_fails_with_it(tmp_path):
+    script = tmp_path / "train_small.py"
+    script.write_text(SMALL_RECIPE.format(folder=str(scripts.RECIPES / "ljspeech" / "apnet2")), encoding="utf-8")
     wavs = make_corpus(tmp_path / "wavs", n_files=54, n_samples=9000)
-    settings = [
-        "--batch_size",
-        "1",
-        "--steps",
-        "2",
-        "--num_loader_workers",
-        "0",
-        "--output_path",
-        str(tmp_path / "out"),
-    ]
-    done = torchrun(str(RECIPE), "--data_path", str(wavs), *settings)
+    settings = ["--batch_size", 1, "--steps", 2, "--num_loader_workers", 0, "--output_path", tmp_path / "out"]
+    done = torchrun(2, script, "--data_path", wavs, *settings)
     assert done.returncode == 0, done.stderr
     (best,) = (tmp_path / "out").glob("*/best_model.pth")
     assert torch.load(best, weights_only=True)["step"] == 2
     assert (done.stdout + done.stderr).count("> EPOCH: 0/0") == 1  # one process speaks
-    failed = torchrun(str(RECIPE), "--data_path", str(tmp_path / "nowhere"), *settings)
+    failed = torchrun(1, script, "--data_path", tmp_path / "nowhere", *settings)
     assert failed.returncode != 0 and "no such folder" in failed.stderr

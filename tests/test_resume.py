@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 import trainer.io
+import trainer.trainer
 from small_run import fit, in_child, make_corpus, make_trainer, small_config
 
 from apnet2_tts_plugin import run as run_module
 from apnet2_tts_plugin.checkpoints import CheckpointError
+from apnet2_tts_plugin.config import ConfigError
 from apnet2_tts_plugin.run import newest_checkpoint, numbered_files, rng_states, set_rng_states
 
 EPOCHS, STEPS_PER_EPOCH = 3, 3
@@ -28,8 +31,8 @@ def corpus(tmp_path_factory):
 
 
 def resumable_config(corpus, out, **settings):
-    """A run without what takes long and has nothing to do with resuming."""
-    defaults = {"epochs": EPOCHS, "batch_size": 2, "save_n_checkpoints": 2, "log_model_step": 100, "eval_metrics": []}
+    """A run of which not all checkpoints are kept."""
+    defaults = {"epochs": EPOCHS, "batch_size": 2, "save_n_checkpoints": 2}
     return small_config(corpus, out, **defaults | settings)
 
 
@@ -74,7 +77,6 @@ def start(corpus, out, diary: Path, kill_after: int = 0, kill_in_save: int = 0, 
             return optimize(batch, trainer_)
 
         training.model.optimize = note_batch
-        training.model.eval_log = lambda *args: None  # figures take longer than all the rest
         training.fit()
 
     return in_child(main)
@@ -314,3 +316,118 @@ def test_the_configuration_of_a_run_is_written_whole(corpus, tmp_path, monkeypat
     with pytest.raises(OSError, match="disk full"):
         make_trainer(resumable_config(corpus, tmp_path), continue_path=str(folder))
     assert (folder / "config.json").read_text() == before
+
+
+def full_disk():
+    raise OSError(28, "No space left on device")
+
+
+def full_disk_under_torch():
+    """On closing its file, torch replaces the system's error by one of its own."""
+    try:
+        full_disk()
+    finally:
+        raise RuntimeError("unexpected pos 1344 vs 1238")
+
+
+def names(folder: Path) -> set[str]:
+    """Of the checkpoints, and of all hidden files."""
+    return {path.name for pattern in ("*.pth", ".*") for path in folder.glob(pattern)}
+
+
+@pytest.mark.parametrize(
+    ("fail", "reason"),
+    [
+        (full_disk, "No space left on device"),
+        (full_disk_under_torch, "No space left on device"),
+        (lambda: None, "not a whole torch file"),
+    ],
+)
+def test_a_full_disk_does_not_end_the_run(corpus, tmp_path, monkeypatch, caplog, fail, reason):
+    """In the second of three epochs it takes but half of each file; each epoch gives the best model so far."""
+    config = resumable_config(corpus, tmp_path, save_step=STEPS_PER_EPOCH)
+    left = []
+
+    def save_half(config, model, path, *, current_step, **state):
+        trainer.io.save_model(config, model, path, current_step=current_step, **state)
+        if current_step == 6:
+            os.truncate(path, os.path.getsize(path) // 2)
+            fail()
+
+    def look(trainer_):
+        if trainer_.total_steps_done == 6:
+            left.append(names(Path(trainer_.output_path)))
+
+    monkeypatch.setattr(run_module, "save_model", save_half)
+    training = make_trainer(config, callbacks={"on_train_step_start": look})
+    eval_step = training.model.eval_step
+
+    def improve(batch, criterion, optimizer_idx):
+        outputs, logged = eval_step(batch, criterion, optimizer_idx)
+        return outputs, logged and logged | {"loss_mel": 1 / training.total_steps_done}
+
+    training.model.eval_step = improve
+    with caplog.at_level(logging.ERROR, run_module.logger.name):
+        training.fit()
+    folder = Path(training.output_path)
+    assert left == [{"checkpoint_0.pth", "checkpoint_3.pth", "best_model_3.pth", "best_model.pth"}]
+    assert names(folder) == {"checkpoint_3.pth", "checkpoint_9.pth", "best_model_9.pth", "best_model.pth"}
+    assert torch.load(folder / "best_model.pth", weights_only=True)["model_loss"]["eval_loss"] == 1 / 9
+    messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(messages) == 2
+    for message, name in zip(messages, ("checkpoint_6.pth", "best_model_6.pth"), strict=True):
+        assert message.startswith(f"Not saved: {folder / name} (") and reason in message and "\n" not in message
+
+
+def test_a_checkpoint_that_was_not_written_is_tried_again(corpus, tmp_path, monkeypatch):
+    """By the save that a signal asks for, after the same step."""
+    training = make_trainer(resumable_config(corpus, tmp_path))
+    training.total_steps_done = 1
+    write = run_module.save_model
+    monkeypatch.setattr(run_module, "save_model", lambda *args, **kwargs: full_disk())
+    training.save_checkpoint()
+    assert names(Path(training.output_path)) == {"checkpoint_0.pth"}
+    monkeypatch.setattr(run_module, "save_model", write)
+    training.save_checkpoint()
+    assert names(Path(training.output_path)) == {"checkpoint_0.pth", "checkpoint_1.pth"}
+
+
+def test_a_best_model_without_room_for_its_copy(corpus, tmp_path, monkeypatch, caplog):
+    training = make_trainer(resumable_config(corpus, tmp_path, epochs=1))
+    folder = Path(training.output_path)
+    monkeypatch.setattr(shutil, "copyfile", lambda *paths: full_disk())
+    with caplog.at_level(logging.ERROR, run_module.logger.name):
+        training.fit()
+    assert names(folder) >= {"best_model_3.pth", "checkpoint_3.pth"} and "best_model.pth" not in names(folder)
+    assert f"Not saved: {folder / 'best_model.pth'} ([Errno 28] No space left on device)" in caplog.text
+
+
+@pytest.fixture
+def same_minute(monkeypatch):
+    """The clock stands still: runs of one name get one folder."""
+    monkeypatch.setattr(trainer.trainer, "get_experiment_folder_path", lambda root, name: Path(root, name))
+
+
+def test_a_second_run_of_the_same_minute_is_refused(corpus, tmp_path, same_minute):
+    config = resumable_config(corpus, tmp_path)
+    folder = Path(make_trainer(config).output_path)
+    before = (folder / "checkpoint_0.pth").read_bytes()
+    with pytest.raises(ConfigError, match=r"run_name: 'test', expected another .* start again in a minute") as error:
+        make_trainer(config)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+    assert names(folder) == {"checkpoint_0.pth"} and (folder / "checkpoint_0.pth").read_bytes() == before
+
+
+def test_a_second_run_of_the_same_second_is_refused(corpus, tmp_path, same_minute, monkeypatch):
+    """While the first one still writes its first checkpoint."""
+    config = resumable_config(corpus, tmp_path)
+
+    def start_another(*args, **kwargs):
+        monkeypatch.undo()
+        monkeypatch.setattr(trainer.trainer, "get_experiment_folder_path", lambda root, name: Path(root, name))
+        with pytest.raises(ConfigError, match="start again in a minute"):
+            make_trainer(config)
+        trainer.io.save_model(*args, **kwargs)
+
+    monkeypatch.setattr(run_module, "save_model", start_another)
+    assert names(Path(make_trainer(config).output_path)) == {"checkpoint_0.pth"}

@@ -1,27 +1,24 @@
 """Training inside coqui's Trainer: logs, checkpoints, schedules, resuming, the recipes and `train_vocoder`."""
 
-import importlib.util
 import json
 import logging
 import math
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scripts
 import soundfile as sf
 import torch
 from golden_weights import golden_waveform
-from small_run import fit, make_corpus, make_trainer, small_config
+from small_run import SMALL, fit, make_corpus, make_trainer, small_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from TTS.bin import train_vocoder
 
 from apnet2_tts_plugin import checkpoints
-from apnet2_tts_plugin.config import Apnet2Config
+from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.model import Apnet2
-
-RECIPES = Path(__file__).parent.parent / "recipes"
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +28,9 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(corpus, tmp_path_factory):
-    """A finished run of 2 epochs of 2 steps."""
-    return fit(small_config(corpus, tmp_path_factory.mktemp("run")))
+    """A finished run of 2 epochs of 2 steps, with everything logged."""
+    config = small_config(corpus, tmp_path_factory.mktemp("run"), plot_step=1, log_model_step=2)
+    return fit(config, figures=True)
 
 
 def test_a_run_leaves_checkpoints_and_the_best_model(run):
@@ -172,13 +170,13 @@ def test_mels_to_learn_from_reach_the_generator(corpus, tmp_path):
 
 @pytest.mark.slow
 def test_compiled_networks_learn_the_same(corpus, tmp_path, monkeypatch):
-    """Traced, that is, and run without the compiler, which takes minutes."""
+    """For a step; traced, that is, and run without the compiler, which takes minutes."""
     compile_ = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compile_(network, backend="aot_eager"))
     logged = []
     for use_compile in (False, True):
-        config = small_config(corpus, tmp_path / str(use_compile), epochs=1, use_compile=use_compile)
-        training = fit(config)
+        settings = {"batch_size": 6, "mpd_periods": [2], "run_eval": False, "use_compile": use_compile}
+        training = fit(small_config(corpus, tmp_path / str(use_compile), epochs=1, **settings))
         logged.append(training.keep_avg_train.avg_values)
     assert logged[1]["avg_loss_mel"] == pytest.approx(logged[0]["avg_loss_mel"], rel=1e-3)
     assert logged[1]["avg_grad_norm_gen"] == pytest.approx(logged[0]["avg_grad_norm_gen"], rel=1e-2)
@@ -186,7 +184,8 @@ def test_compiled_networks_learn_the_same(corpus, tmp_path, monkeypatch):
 
 def test_train_vocoder_trains_it(corpus, tmp_path):
     """coqui's own command; its split by file-system order is replaced by ours."""
-    config = small_config(corpus, tmp_path, epochs=1)
+    # coqpit takes no further arguments where a list is shorter than by default
+    config = small_config(corpus, tmp_path, epochs=1, eval_metrics=["pesq", "stoi"])
     config.save_json(tmp_path / "config.json")
     with pytest.raises(SystemExit) as end:
         train_vocoder.main(["--config_path", str(tmp_path / "config.json"), "--coqpit.batch_size", "2"])
@@ -196,16 +195,12 @@ def test_train_vocoder_trains_it(corpus, tmp_path):
     assert json.loads((folder / "config.json").read_text())["batch_size"] == 2
 
 
-def recipe(path: str):
-    spec = importlib.util.spec_from_file_location(path.replace("/", "_"), RECIPES / f"{path}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
+def recipe(path: str, patch: pytest.MonkeyPatch):
+    return scripts.load(scripts.RECIPES / f"{path}.py", patch)
 
 
-def test_recipes_take_what_the_launcher_passes():
-    args = recipe("ljspeech/apnet2/train_apnet2").parse_args(
+def test_recipes_take_what_the_launcher_passes(monkeypatch):
+    args = recipe("ljspeech/apnet2/train_apnet2", monkeypatch).parse_args(
         ["--continue_path=", "--restore_path=", "--group_id=group_1", "--use_ddp=true", "--batch_size=2", "--rank=1"]
     )
     assert args.use_ddp is True and args.rank == 1 and args.group_id == "group_1" and args.batch_size == 2
@@ -217,16 +212,18 @@ TRAIN_RECIPES = ["ljspeech/apnet2/train_apnet2", "flite/apnet2/train_apnet2"]
 @pytest.mark.parametrize("path", TRAIN_RECIPES)
 def test_recipes_name_missing_data_in_one_line(path, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as end:
-        recipe(path).main(["--data_path", str(tmp_path / "nowhere")])
+        recipe(path, monkeypatch).main(["--data_path", str(tmp_path / "nowhere")])
     assert str(tmp_path / "nowhere") in end.value.code and "no such folder" in end.value.code
 
 
 @pytest.mark.slow
-def test_the_flite_recipe_trains(tmp_path):
-    """That of LJSpeech does in tests/test_distributed.py."""
+def test_the_flite_recipe_trains(tmp_path, monkeypatch):
+    """With smaller networks; that of LJSpeech does in tests/test_distributed.py."""
+    script = recipe("flite/apnet2/train_apnet2", monkeypatch)
+    small = {"phase": PredictorConfig(**SMALL), "mpd_channels": [4, 8], "mrd_channels": 4, "eval_metrics": []}
+    monkeypatch.setattr(script, "Apnet2Config", lambda **settings: Apnet2Config(**settings | small))
     wavs = make_corpus(tmp_path / "wavs", n_files=81, n_samples=8192)
-    train = recipe("flite/apnet2/train_apnet2").main
-    settings = ["--batch_size", "1", "--steps", "1", "--num_loader_workers", "0"]
-    train(["--data_path", str(wavs), "--output_path", str(tmp_path / "out"), *settings])
+    settings = ["--batch_size", "1", "--steps", "1", "--seq_len", "8192"]
+    script.main(["--data_path", str(wavs), "--output_path", str(tmp_path / "out"), *settings])
     (best,) = (tmp_path / "out").glob("*/best_model.pth")
-    train(["--continue_path", str(best.parent)])  # the run knows its data
+    script.main(["--continue_path", str(best.parent)])  # the run knows its data

@@ -26,7 +26,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture
 def model(tmp_path):
     torch.manual_seed(0)
-    return Apnet2(small_config(tmp_path, tmp_path, plot_step=1, max_skipped_steps=2))
+    return Apnet2(small_config(tmp_path, tmp_path, eval_metrics=["pesq", "stoi"], max_skipped_steps=2))
 
 
 def stub(model, **changes) -> SimpleNamespace:
@@ -82,7 +82,7 @@ def test_a_gradient_that_is_not_finite_is_a_fault_too(model):
 
 
 def test_a_diverged_run_keeps_its_last_good_checkpoint(corpus, tmp_path, capsys):
-    config = small_config(corpus, tmp_path, epochs=20, max_skipped_steps=1, log_model_step=100, eval_metrics=[])
+    config = small_config(corpus, tmp_path, epochs=20, max_skipped_steps=1)
 
     def break_it(trainer):
         if trainer.total_steps_done == 5:
@@ -174,7 +174,7 @@ def test_averages_include_every_value():
 
 
 def test_logged_averages_are_those_of_the_steps_and_files(corpus, tmp_path):
-    config = small_config(corpus, tmp_path, epochs=1, eval_split_size=3, batch_size=1, eval_metrics=[])
+    config = small_config(corpus, tmp_path, epochs=1, eval_split_size=3, batch_size=1)
     training = make_trainer(config)
     steps, files = [], []
     optimize, eval_step = training.model.optimize, training.model.eval_step
@@ -201,7 +201,7 @@ def test_logged_averages_are_those_of_the_steps_and_files(corpus, tmp_path):
 @pytest.mark.parametrize("target", ["loss_mel", "pesq", "stoi"])
 def test_the_best_model_is_picked_by_any_figure(corpus, tmp_path, monkeypatch, target):
     """The second of three epochs is made the best one by this figure and the worst one by the others."""
-    config = small_config(corpus, tmp_path, epochs=3, target_loss=target, log_model_step=100)
+    config = small_config(corpus, tmp_path, epochs=3, target_loss=target, eval_metrics=["pesq", "stoi"])
     training = make_trainer(config)
     good, bad = (0.1, 0.9) if target == "loss_mel" else (0.9, 0.1)
     eval_step = training.model.eval_step
@@ -213,7 +213,6 @@ def test_the_best_model_is_picked_by_any_figure(corpus, tmp_path, monkeypatch, t
         return outputs, logged and logged | invented | {target: good if best else bad}
 
     training.model.eval_step = invent
-    training.model.eval_log = lambda *args: None
     monkeypatch.setattr(training.model, "_speech_metrics", lambda *args: {})
     training.fit()
     best = torch.load(Path(training.output_path) / "best_model.pth", weights_only=True)
@@ -221,16 +220,17 @@ def test_the_best_model_is_picked_by_any_figure(corpus, tmp_path, monkeypatch, t
 
 
 def test_evaluation_reports_what_is_installed(corpus, tmp_path, monkeypatch):
-    training = fit(small_config(corpus, tmp_path, epochs=1, log_model_step=100))
+    settings = {"epochs": 1, "eval_metrics": ["pesq", "stoi"]}
+    training = fit(small_config(corpus, tmp_path, **settings))
     figures = training.keep_avg_eval.avg_values
     assert 1 < figures["avg_pesq"] < 4.7 and -1 < figures["avg_stoi"] < 1 and figures["avg_loss_mel"] > 0
 
     monkeypatch.setitem(metrics.PACKAGES, "pesq", "no_such_package")
     monkeypatch.setitem(metrics.PACKAGES, "stoi", "no_such_package")
-    training = fit(small_config(corpus, tmp_path, epochs=1, run_name="without", log_model_step=100))
+    training = fit(small_config(corpus, tmp_path, run_name="without", **settings))
     assert not {"avg_pesq", "avg_stoi"} & set(training.keep_avg_eval.avg_values)
     with pytest.raises(metrics.MissingPackageError, match=r"pip install apnet2-tts-plugin\[eval\]"):
-        make_trainer(small_config(corpus, tmp_path, run_name="target", target_loss="pesq"))
+        make_trainer(small_config(corpus, tmp_path, run_name="target", target_loss="pesq", **settings))
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_progress_is_shown_on_a_terminal_only(corpus, tmp_path, monkeypatch, is_
     monkeypatch.setattr(
         run, "tqdm", lambda **settings: tqdm(**settings | {"file": stream, "mininterval": 0, "ncols": 120})
     )
-    fit(small_config(corpus, tmp_path, log_model_step=100))
+    fit(small_config(corpus, tmp_path))
     if is_terminal:
         assert "4/4" in stream.text and "step" in stream.text and "s of audio/s" in stream.text
     else:

@@ -1,0 +1,28 @@
+"""Benchmarks and recipes, which belong to no package, as modules."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+RECIPES = ROOT / "recipes"
+
+
+def load(path: Path, patch: pytest.MonkeyPatch) -> ModuleType:
+    """The script at `path`, which may import those beside it, until `patch` is undone."""
+    patch.syspath_prepend(path.parent)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    patch.setitem(sys.modules, path.stem, module)  # where dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script: ModuleType, patch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """Run a loaded script that reads its arguments from `sys.argv`."""
+    patch.setattr(sys, "argv", [script.__file__, *map(str, arguments)])
+    script.main()
