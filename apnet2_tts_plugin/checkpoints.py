@@ -265,7 +265,8 @@ def export(checkpoint_path: str | os.PathLike[Any], out: str | os.PathLike[Any],
     if not isinstance(settings, dict) or settings.get("model") != "apnet2":
         raise CheckpointError(f"{checkpoint_path}: no configuration of APNet2 in it, expected a Trainer checkpoint")
     config = Apnet2Config().deserialize(settings)
-    config.output_path, config.data_path = Apnet2Config.output_path, Apnet2Config.data_path
+    for name in ("output_path", "data_path", "feature_path"):
+        config[name] = getattr(Apnet2Config, name)
     generator = Generator(config)
     load_strictly(generator, _generator_state(content, checkpoint_path), checkpoint_path)
     out = Path(out)

@@ -1,0 +1,163 @@
+"""Files are whole or refused: checksums when they are read, and writing that leaves no half of one."""
+
+import os
+import random
+import stat
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from trainer.io import get_last_checkpoint, save_fsspec, sort_checkpoints
+
+from apnet2_tts_plugin import checkpoints
+from apnet2_tts_plugin.checkpoints import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A checkpoint as `torch.save` writes it."""
+    path = tmp_path_factory.mktemp("whole") / "checkpoint_5.pth"
+    torch.save({"model": tiny.generator().state_dict(), "step": 5}, path)
+    return path
+
+
+def not_whole(path: Path, reason: str = "") -> None:
+    with pytest.raises(CheckpointError, match=rf"{path.name}: not a whole torch file \(.+\); use another") as error:
+        checkpoints.verify(path)
+    assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+def test_verify(whole, tmp_path):
+    checkpoints.verify(whole)
+    save_fsspec({"step": 5}, tmp_path / "checkpoint_5.pth")  # as the Trainer writes it
+    checkpoints.verify(str(tmp_path / "checkpoint_5.pth"))
+
+
+def test_verify_cut_files(whole, tmp_path):
+    content = whole.read_bytes()
+    path = tmp_path / "cut.pth"
+    for size in [0, 1, 100, *range(5000, len(content), len(content) // 20), *range(len(content) - 30, len(content))]:
+        path.write_bytes(content[:size])
+        not_whole(path)
+
+
+def test_verify_flipped_bits(whole, tmp_path):
+    """In every file of the archive, at random places, at the first and at the last byte of it."""
+    content = whole.read_bytes()
+    path = tmp_path / "flipped.pth"
+    dice = random.Random(0)
+    with zipfile.ZipFile(whole) as archive:
+        members = archive.infolist()
+    for member in members:
+        header = member.header_offset
+        start = header + 30 + sum(struct.unpack("<HH", content[header + 26 : header + 30]))  # behind name and padding
+        for place in {0, member.file_size - 1, dice.randrange(member.file_size)}:
+            flipped = bytearray(content)
+            flipped[start + place] ^= 1 << dice.randrange(8)
+            path.write_bytes(flipped)
+            not_whole(path, f"{member.filename!r} in it fails its checksum")
+
+
+def test_verify_damaged_directory(whole, tmp_path):
+    """Any byte may be wrong: the file is refused or, where the byte says nothing of the content, reads as before."""
+    content = whole.read_bytes()
+    path = tmp_path / "damaged.pth"
+    expected = checkpoints.read_tensors(whole)["model"]
+    start = content.rindex(b"PK\1\2")
+    refused = 0
+    for place in range(start, len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            checkpoints.verify(path)
+            found = checkpoints.read_tensors(path)["model"]
+        except CheckpointError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        else:
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert refused > (len(content) - start) / 3
+
+
+def test_verify_other_files(tmp_path):
+    not_whole(tmp_path / "nowhere.pth", "No such file")
+    not_whole(tmp_path)
+    other = tmp_path / "other.pth"
+    other.write_text("no zip file " * 1000)
+    not_whole(other)
+    torch.save({"step": 5}, other, _use_new_zipfile_serialization=False)
+    not_whole(other)
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("readme", "text")
+    not_whole(other, "no data.pkl in it")
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_atomic_write(error, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write(temporary):
+        temporary.write_text("half")
+        raise error
+
+    with pytest.raises(type(error)):
+        checkpoints.write_atomically(path, write)
+    assert [path] == list(tmp_path.iterdir()) and path.read_text() == "old"
+    checkpoints.write_atomically(path, lambda temporary: temporary.write_text("new"))
+    assert [path] == list(tmp_path.iterdir()) and path.read_text() == "new"
+
+
+def test_atomic_write_lasts(tmp_path, monkeypatch):
+    """The content reaches the disk before the file has its name, and the name after that."""
+    path = tmp_path / "file"
+    synced = []
+
+    def fsync(handle):
+        kind = os.fstat(handle)
+        synced.append(("folder" if stat.S_ISDIR(kind.st_mode) else kind.st_size, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    checkpoints.write_atomically(path, lambda temporary: temporary.write_text("content"))
+    assert synced == [(7, False), ("folder", True)]
+
+
+def test_atomic_write_where_folders_cannot_be_synced(tmp_path, monkeypatch):
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError("not here")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    checkpoints.write_atomically(tmp_path / "file", lambda temporary: temporary.write_text("new"))
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_atomic_write_to_a_full_disk(tmp_path, monkeypatch):
+    """Some disks tell only when the content must be there."""
+
+    def fsync(handle):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.write_atomically(tmp_path / "file", lambda temporary: temporary.write_text("new"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["checkpoint_9.pth", "best_model_9.pth", "best_model.pth"])
+def test_temporary_files_are_no_checkpoints(name, tmp_path):
+    """What a killed process leaves, the Trainer must not resume from; its `*.pth` matches hidden files too."""
+    whole = tmp_path / "checkpoint_5.pth"
+    whole.touch()
+
+    def write(temporary):
+        assert temporary.parent == tmp_path
+        assert get_last_checkpoint(tmp_path) == (str(whole), str(whole))
+        assert sort_checkpoints(tmp_path, "checkpoint") == [str(whole)]
+        assert list(tmp_path.glob("*.pth")) == [whole]
+
+    checkpoints.write_atomically(tmp_path / name, write)
