@@ -8,6 +8,7 @@ from TTS.config import BaseAudioConfig
 from TTS.vocoder.configs.shared_configs import BaseVocoderConfig
 
 AMPLITUDE_STARTS = ("mel", "pseudo_inverse")
+INPUTS = ("mel", "latent")
 EVAL_METRICS = ("pesq", "stoi")
 LOSS_RESOLUTIONS = ((512, 128, 512), (1024, 256, 1024), (2048, 512, 2048))  # of the multi-resolution loss
 
@@ -101,17 +102,22 @@ class Apnet2Config(BaseVocoderConfig):
     The weights in `loss_weights` are those of the generator's terms (APNet2 paper, section 2.3) by the names they have
     in the log; `multi_resolution_stft` is not in the paper, and is not computed where its weight is 0.
     `feature_path` of coqui's base class is a folder of natural-log mels to train on instead of those of the recordings,
-    one `.npy` file (n_mels, T) for each (`corpus.with_features`); `use_noise_augment`, `pad_short`, `conv_pad`,
-    `use_cache` and `wd` have no effect.
+    or of latents, one `.npy` file (n_inputs, T) for each (`corpus.with_features`); `use_noise_augment`, `pad_short`,
+    `conv_pad`, `use_cache` and `wd` have no effect.
 
     Args:
         model (str): Name by which coqui finds the model class. Defaults to "apnet2".
         audio (Apnet2AudioConfig): Audio settings. Defaults to `Apnet2AudioConfig()`.
         amplitude (PredictorConfig): Sizes of the amplitude predictor. Defaults to `PredictorConfig()`.
         phase (PredictorConfig): Sizes of the phase predictor. Defaults to `PredictorConfig()`.
-        amplitude_start (str): What the amplitude predictor starts from: "mel" (APNet2), or "pseudo_inverse", the mel
-            taken back to linear frequency and refined by blocks of width `fft_size / 2 + 1`, without input and
-            output convolutions (FreeV). Defaults to "mel".
+        amplitude_start (str): What the amplitude predictor starts from: "mel" (APNet2), the input as it is, or
+            "pseudo_inverse", the mel taken back to linear frequency and refined by blocks of width `fft_size / 2 + 1`,
+            without input and output convolutions (FreeV). Defaults to "mel".
+        input (str): What the vocoder speaks: a "mel", or the "latent" of a VITS, whose decoder it then is
+            (`latents.py`). Defaults to "mel".
+        latent_channels (int): Channels of the latent, `hidden_channels` of the VITS. Defaults to 192.
+        speaker_channels (int): Channels of the speaker embedding below the latent, equal in all frames; 0 for a VITS
+            of one speaker. Defaults to 0.
         mpd_periods (list): Periods in samples of the multi-period discriminator. Defaults to [2, 3, 5, 7, 11].
         mpd_channels (list): Channels of its convolutions. Defaults to [32, 128, 512, 1024, 1024].
         mrd_resolutions (list): FFT, hop and window length of each part of the multi-resolution discriminator.
@@ -162,6 +168,10 @@ class Apnet2Config(BaseVocoderConfig):
     amplitude: PredictorConfig = field(default_factory=PredictorConfig)
     phase: PredictorConfig = field(default_factory=PredictorConfig)
     amplitude_start: str = "mel"
+
+    input: str = "mel"
+    latent_channels: int = 192
+    speaker_channels: int = 0
 
     mpd_periods: list[int] = field(default_factory=lambda: [2, 3, 5, 7, 11])
     mpd_channels: list[int] = field(default_factory=lambda: [32, 128, 512, 1024, 1024])
@@ -216,6 +226,11 @@ class Apnet2Config(BaseVocoderConfig):
     eval_metrics: list[str] = field(default_factory=lambda: ["pesq", "stoi"])
     target_loss: str = "loss_mel"
 
+    @property
+    def n_inputs(self) -> int:
+        """Channels of the vocoder's input: bands of the mel, or those of latent and speaker embedding together."""
+        return self.audio.num_mels if self.input == "mel" else self.latent_channels + self.speaker_channels
+
     def check_values(self) -> None:
         """Refuse settings that cannot work.
 
@@ -230,7 +245,16 @@ class Apnet2Config(BaseVocoderConfig):
             bins = self.audio.fft_size // 2 + 1
             allowed = f"{bins} (audio.fft_size / 2 + 1) with amplitude_start 'pseudo_inverse'"
             _require(self.amplitude.channels == bins, "amplitude.channels", self.amplitude.channels, allowed)
+        self._check_input()
         self._check_training()
+
+    def _check_input(self) -> None:
+        _require(self.input in INPUTS, "input", self.input, INPUTS)
+        inverts = self.amplitude_start == "pseudo_inverse"
+        allowed = "'mel' with input 'latent': there is no mel to invert"
+        _require(self.input == "mel" or not inverts, "amplitude_start", self.amplitude_start, allowed)
+        _require(self.latent_channels >= 1, "latent_channels", self.latent_channels, "at least 1")
+        _require(self.speaker_channels >= 0, "speaker_channels", self.speaker_channels, "0 or more")
 
     def _check_training(self) -> None:
         hop = self.audio.hop_length

@@ -1,4 +1,4 @@
-"""A corpus: which audio files there are, which of them can be used, and the mels that go with them."""
+"""A corpus: which audio files there are, which of them can be used, and the mels or latents that go with them."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ class AudioFile:
         path: The file.
         n_samples: Its length in samples at its own rate.
         sample_rate: That rate in Hz.
-        features: A `.npy` file with its mel, to learn from instead of the one that is analysed; None for the latter.
+        features: A `.npy` file with a mel or latent to learn from instead of the mel that is analysed; None for that.
     """
 
     path: Path
@@ -185,7 +185,7 @@ def _check_sound(file: sf.SoundFile) -> None:
         raise DataError("its end is missing")
 
 
-def open_mel(path: Path) -> np.ndarray:
+def open_features(path: Path) -> np.ndarray:
     """The array in a `.npy` file, mapped into memory and read where it is used.
 
     Raises:
@@ -201,57 +201,60 @@ def with_features(
     files: list[AudioFile],
     data_path: str | Path,
     feature_path: str | Path,
-    n_mels: int,
+    n_channels: int,
     sample_rate: int,
     hop_length: int,
+    kind: str = "mel",
 ) -> list[AudioFile]:
-    """The same files, each with its mel: natural-log, as `spectra.LogMel` makes it, (n_mels, T) in a `.npy` file.
+    """The same files, each with its features, (n_channels, T) in a `.npy` file.
 
-    The mel of `data_path/a/b.wav` is `feature_path/a/b.npy`, or else `feature_path/b.npy`.
+    They are natural-log mels, as `spectra.LogMel` makes them, or latents, as `latents.encode` does. Those of
+    `data_path/a/b.wav` are in `feature_path/a/b.npy`, or else in `feature_path/b.npy`.
 
     Args:
         files: Audio files below `data_path`.
         data_path: Folder with the audio.
-        feature_path: Folder with the mels.
-        n_mels: Number of bands.
+        feature_path: Folder with the features.
+        n_channels: Number of bands of a mel, or channels of a latent.
         sample_rate: Rate in Hz that the audio must have.
         hop_length: Step between the frames in samples.
+        kind: What messages call them, "mel" or "latent".
 
     Raises:
-        DataError: if a mel is missing, does not have this shape, is not floating, is empty or is more than one frame
-            shorter or longer than the analysis of its audio, or if the audio has another rate.
+        DataError: if a file has no features, or some that do not have this shape, are not floating, are empty or are
+            more than one frame shorter or longer than the analysis of its audio, or if the audio has another rate.
     """
-    found = [replace(file, features=_find_mel(file.path, Path(data_path), Path(feature_path))) for file in files]
+    found = [replace(file, features=_find_features(file.path, Path(data_path), Path(feature_path))) for file in files]
     missing = [file.path for file in found if file.features is None]
     if missing:
-        first, other = _mel_places(missing[0], Path(data_path), Path(feature_path))
+        first, other = _feature_places(missing[0], Path(data_path), Path(feature_path))
         places = first if first == other else f"{first} nor {other}"
-        raise DataError(f"{missing[0]}: no mel in {places}; {len(missing)} of {len(files)} audio files have none")
-    for file in tqdm(found, desc="Checking mels", disable=None, leave=False):
-        _check_features(file, n_mels, sample_rate, hop_length)
+        raise DataError(f"{missing[0]}: no {kind} in {places}; {len(missing)} of {len(files)} audio files have none")
+    for file in tqdm(found, desc=f"Checking {kind}s", disable=None, leave=False):
+        _check_features(file, n_channels, sample_rate, hop_length, kind)
     return found
 
 
-def _mel_places(path: Path, data_path: Path, feature_path: Path) -> tuple[Path, Path]:
+def _feature_places(path: Path, data_path: Path, feature_path: Path) -> tuple[Path, Path]:
     return feature_path / path.relative_to(data_path).with_suffix(".npy"), feature_path / f"{path.stem}.npy"
 
 
-def _find_mel(path: Path, data_path: Path, feature_path: Path) -> Path | None:
-    return next((place for place in _mel_places(path, data_path, feature_path) if place.is_file()), None)
+def _find_features(path: Path, data_path: Path, feature_path: Path) -> Path | None:
+    return next((place for place in _feature_places(path, data_path, feature_path) if place.is_file()), None)
 
 
-def _check_features(file: AudioFile, n_mels: int, sample_rate: int, hop_length: int) -> None:
+def _check_features(file: AudioFile, n_channels: int, sample_rate: int, hop_length: int, kind: str) -> None:
     if file.sample_rate != sample_rate:
-        raise DataError(f"{file.path}: {file.sample_rate} Hz, expected {sample_rate} Hz with mels to learn from")
-    mel = open_mel(file.features)
-    if mel.ndim != 2 or mel.shape[0] != n_mels:
-        hint = "; it is transposed" if mel.ndim == 2 and mel.shape[1] == n_mels else ""
-        raise DataError(f"{file.features}: mel of shape {mel.shape}, expected ({n_mels}, frames){hint}")
-    if not np.issubdtype(mel.dtype, np.floating):
-        raise DataError(f"{file.features}: mel of type {mel.dtype}, expected floating numbers")
+        raise DataError(f"{file.path}: {file.sample_rate} Hz, expected {sample_rate} Hz with {kind}s to learn from")
+    features = open_features(file.features)
+    if features.ndim != 2 or features.shape[0] != n_channels:
+        hint = "; it is transposed" if features.ndim == 2 and features.shape[1] == n_channels else ""
+        raise DataError(f"{file.features}: {kind} of shape {features.shape}, expected ({n_channels}, frames){hint}")
+    if not np.issubdtype(features.dtype, np.floating):
+        raise DataError(f"{file.features}: {kind} of type {features.dtype}, expected floating numbers")
     n_frames = file.n_samples // hop_length + 1
-    if mel.shape[1] == 0 or abs(mel.shape[1] - n_frames) > 1:
+    if features.shape[1] == 0 or abs(features.shape[1] - n_frames) > 1:
         raise DataError(
-            f"{file.features}: mel of {mel.shape[1]} frames, expected {n_frames} for the {file.n_samples} samples "
-            f"of {file.path} with a hop of {hop_length}"
+            f"{file.features}: {kind} of {features.shape[1]} frames, expected {n_frames} for the {file.n_samples} "
+            f"samples of {file.path} with a hop of {hop_length}"
         )

@@ -1,7 +1,8 @@
 """Training data: random segments of audio files, drawn anew for every file and epoch, and whole files to evaluate.
 
-With mels to learn from beside the audio (`corpus.with_features`), a segment is a piece of both: frame i of a mel is
-centred at sample i * hop_length, so that T frames belong to (T - 1) * hop_length samples.
+With mels or latents to learn from beside the audio (`corpus.with_features`), a segment is a piece of both: frame i is
+centred at sample i * hop_length, so that T frames belong to (T - 1) * hop_length samples. Latents too are called "mel"
+in the items.
 """
 
 import logging
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from apnet2_tts_plugin.corpus import AudioFile, DataError, open_mel
+from apnet2_tts_plugin.corpus import AudioFile, DataError, open_features
 from apnet2_tts_plugin.spectra import MEL_FLOOR
 
 logger = logging.getLogger(__name__)
 
+PADDING = {"mel": float(np.log(MEL_FLOOR)), "latent": 0.0}  # what stands for silence, by the kind of features
 RESAMPLING_MARGIN = 64  # samples read on either side of a segment that is resampled, for the filter's edges
 
 
@@ -41,19 +43,21 @@ def read_audio(path: str | Path, sample_rate: int, start: int = 0, n_samples: in
     return waveform if rate == sample_rate else soxr.resample(waveform, rate, sample_rate)
 
 
-def _n_common_frames(file: AudioFile, mel: np.ndarray, hop_length: int) -> int:
-    """Number of frames that both the mel and the audio have."""
-    return min(mel.shape[1], file.n_samples // hop_length + 1)
+def _n_common_frames(file: AudioFile, features: np.ndarray, hop_length: int) -> int:
+    """Number of frames that both the features and the audio have."""
+    return min(features.shape[1], file.n_samples // hop_length + 1)
 
 
-def _aligned(file: AudioFile, mel: np.ndarray, start: int, stop: int, hop_length: int, n_samples: int) -> dict:
-    """Frames `start` to `stop` of `mel`, at least one, and their audio, padded to `n_samples` and its frames."""
+def _aligned(
+    file: AudioFile, features: np.ndarray, start: int, stop: int, hop_length: int, n_samples: int, padding: float
+) -> dict[str, Tensor]:
+    """Frames `start` to `stop`, at least one, and their audio, padded to `n_samples` and its frames."""
     waveform = read_audio(file.path, file.sample_rate, start * hop_length, (stop - 1 - start) * hop_length)
-    frames = np.array(mel[:, start:stop], dtype=np.float32)
+    frames = np.array(features[:, start:stop], dtype=np.float32)
     if not np.isfinite(frames).all():
         raise DataError(f"{file.features}: has NaN or infinite values")
     n_missing = n_samples // hop_length + 1 - frames.shape[1]
-    frames = np.pad(frames, ((0, 0), (0, n_missing)), constant_values=np.log(MEL_FLOOR))
+    frames = np.pad(frames, ((0, 0), (0, n_missing)), constant_values=padding)
     return {"waveform": _pad(waveform, n_samples), "mel": torch.from_numpy(frames)}
 
 
@@ -113,24 +117,34 @@ class Segments(Dataset):
     What is drawn depends on `seed`, the epoch and the file's index alone: not on the worker, nor on the order of items.
 
     Args:
-        files: Audio files, all of them with mels or none.
+        files: Audio files, all of them with features or none.
         sample_rate: Sample rate of the segments in Hz.
-        hop_length: Step between the frames of mels in samples.
-        n_samples: Length of a segment, a multiple of the hop. Shorter files are padded behind: audio with zeros, mels
-            with log(1e-5).
+        hop_length: Step between the frames of features in samples.
+        n_samples: Length of a segment, a multiple of the hop. Shorter files are padded behind: audio with zeros,
+            features with `padding`.
         seed: Seed of all draws.
+        padding: What short features are padded with.
 
     Shape:
         (epoch, index) to item {"waveform": (n_samples,) in float32, "path": str of the file it is from}, for files with
-        mels also "mel": (n_mels, n_samples // hop_length + 1) in float32.
+        features also "mel": (n_channels, n_samples // hop_length + 1) in float32.
     """
 
-    def __init__(self, files: list[AudioFile], sample_rate: int, hop_length: int, n_samples: int, seed: int):
+    def __init__(
+        self,
+        files: list[AudioFile],
+        sample_rate: int,
+        hop_length: int,
+        n_samples: int,
+        seed: int,
+        padding: float = PADDING["mel"],
+    ):
         self.files = files
         self.sample_rate = sample_rate
         self.hop_length = hop_length
         self.n_samples = n_samples
         self.seed = seed
+        self.padding = padding
 
     def __len__(self) -> int:
         return len(self.files)
@@ -141,7 +155,7 @@ class Segments(Dataset):
         for i in range(len(self.files)):
             file = self.files[(index + i) % len(self.files)]
             try:
-                segment = self._analysed(file, rng) if file.features is None else self._with_mel(file, rng)
+                segment = self._analysed(file, rng) if file.features is None else self._with_features(file, rng)
                 return {**segment, "path": str(file.path)}
             except DataError as error:
                 logger.warning("Another file instead of %s", error)
@@ -155,40 +169,50 @@ class Segments(Dataset):
         offset = min(margin * self.sample_rate // file.sample_rate, max(len(waveform) - self.n_samples, 0))
         return {"waveform": _pad(waveform[offset : offset + self.n_samples], self.n_samples)}
 
-    def _with_mel(self, file: AudioFile, rng: np.random.Generator) -> dict[str, Tensor]:
-        mel = open_mel(file.features)
-        n_common = _n_common_frames(file, mel, self.hop_length)
+    def _with_features(self, file: AudioFile, rng: np.random.Generator) -> dict[str, Tensor]:
+        features = open_features(file.features)
+        n_common = _n_common_frames(file, features, self.hop_length)
         n_frames = self.n_samples // self.hop_length + 1
         start = int(rng.integers(0, max(n_common - n_frames, 0) + 1))
-        return _aligned(file, mel, start, min(start + n_frames, n_common), self.hop_length, self.n_samples)
+        stop = min(start + n_frames, n_common)
+        return _aligned(file, features, start, stop, self.hop_length, self.n_samples, self.padding)
 
 
 class Utterances(Dataset):
     """Whole files, cut to a multiple of the hop; files shorter than `min_samples` are padded as `Segments` are.
 
     Args:
-        files: Audio files, all of them with mels or none.
+        files: Audio files, all of them with features or none.
         sample_rate: Sample rate in Hz.
         hop_length: Hop in samples.
         min_samples: Least length in samples, a multiple of the hop.
+        padding: What short features are padded with.
 
     Shape:
-        index to item {"waveform": (n,) in float32, n a multiple of `hop_length`, "path": str}, for files with mels also
-        "mel": (n_mels, n // hop_length + 1) in float32; there the audio ends where the shorter of the two does.
+        index to item {"waveform": (n,) in float32, n a multiple of `hop_length`, "path": str}, for files with features
+        also "mel": (n_channels, n // hop_length + 1) in float32; there both end where the shorter of the two does.
     """
 
-    def __init__(self, files: list[AudioFile], sample_rate: int, hop_length: int, min_samples: int):
+    def __init__(
+        self,
+        files: list[AudioFile],
+        sample_rate: int,
+        hop_length: int,
+        min_samples: int,
+        padding: float = PADDING["mel"],
+    ):
         self.files = files
         self.sample_rate = sample_rate
         self.hop_length = hop_length
         self.min_samples = min_samples
+        self.padding = padding
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
         file = self.files[index]
-        utterance = self._analysed(file) if file.features is None else self._with_mel(file)
+        utterance = self._analysed(file) if file.features is None else self._with_features(file)
         return {**utterance, "path": str(file.path)}
 
     def _analysed(self, file: AudioFile) -> dict[str, Tensor]:
@@ -196,8 +220,8 @@ class Utterances(Dataset):
         waveform = waveform[: len(waveform) // self.hop_length * self.hop_length]
         return {"waveform": _pad(waveform, self.min_samples)}
 
-    def _with_mel(self, file: AudioFile) -> dict[str, Tensor]:
-        mel = open_mel(file.features)
-        n_frames = _n_common_frames(file, mel, self.hop_length)
+    def _with_features(self, file: AudioFile) -> dict[str, Tensor]:
+        features = open_features(file.features)
+        n_frames = _n_common_frames(file, features, self.hop_length)
         n_samples = max((n_frames - 1) * self.hop_length, self.min_samples)
-        return _aligned(file, mel, 0, n_frames, self.hop_length, n_samples)
+        return _aligned(file, features, 0, n_frames, self.hop_length, n_samples, self.padding)

@@ -1,4 +1,4 @@
-"""The generator: amplitude and phase spectra from a mel by ConvNeXt v2 blocks, then one inverse STFT.
+"""The generator: amplitude and phase spectra from a mel, or a latent, by ConvNeXt v2 blocks, then one inverse STFT.
 
 APNet2 (arXiv 2311.11545), section 2; the pseudo-inverse start of the amplitude is FreeV's (arXiv 2406.08196). Parameter
 names are those of the official checkpoints after `official.NAMES`.
@@ -101,19 +101,19 @@ class Backbone(nn.Module):
 
 
 class AmplitudePredictor(nn.Module):
-    """Log-amplitude spectrum from the mel (APNet2 paper, section 2.1).
+    """Log-amplitude spectrum from the mel (APNet2 paper, section 2.1), or from whatever has n_inputs channels.
 
     Shape:
-        mel (B, n_mels, T), mask (B, T, 1) or None, to natural log-amplitude (B, n_bins, T).
+        x (B, n_inputs, T), mask (B, T, 1) or None, to natural log-amplitude (B, n_bins, T).
     """
 
-    def __init__(self, n_mels: int, n_bins: int, sizes: PredictorConfig):
+    def __init__(self, n_inputs: int, n_bins: int, sizes: PredictorConfig):
         super().__init__()
-        self.backbone = Backbone(n_mels, sizes)
+        self.backbone = Backbone(n_inputs, sizes)
         self.output_conv = _output_conv(sizes, n_bins)
 
-    def forward(self, mel: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.output_conv(self.backbone(mel, mask))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.output_conv(self.backbone(x, mask))
 
 
 class AmplitudeRefiner(Float32Buffers):
@@ -145,17 +145,17 @@ class PhasePredictor(nn.Module):
     """Pseudo real and imaginary parts, whose angle is the phase spectrum (APNet2 paper, section 2.1).
 
     Shape:
-        mel (B, n_mels, T), mask (B, T, 1) or None, to two tensors (B, n_bins, T).
+        x (B, n_inputs, T), mask (B, T, 1) or None, to two tensors (B, n_bins, T).
     """
 
-    def __init__(self, n_mels: int, n_bins: int, sizes: PredictorConfig):
+    def __init__(self, n_inputs: int, n_bins: int, sizes: PredictorConfig):
         super().__init__()
-        self.backbone = Backbone(n_mels, sizes)
+        self.backbone = Backbone(n_inputs, sizes)
         self.real_conv = _output_conv(sizes, n_bins)
         self.imag_conv = _output_conv(sizes, n_bins)
 
-    def forward(self, mel: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x = self.backbone(mel, mask)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x = self.backbone(x, mask)
         return self.real_conv(x), self.imag_conv(x)
 
 
@@ -173,7 +173,7 @@ class Prediction(NamedTuple):
 
 
 class Generator(nn.Module):
-    """APNet2's generator, of the sizes in `config`."""
+    """APNet2's generator, of the sizes in `config`; its input, called mel here, may be a latent (B, n_inputs, T)."""
 
     def __init__(self, config: Apnet2Config):
         super().__init__()
@@ -184,8 +184,8 @@ class Generator(nn.Module):
             basis = mel_basis(audio.sample_rate, audio.fft_size, audio.num_mels, audio.mel_fmin, audio.mel_fmax)
             self.amplitude = AmplitudeRefiner(basis, config.amplitude)
         else:
-            self.amplitude = AmplitudePredictor(audio.num_mels, n_bins, config.amplitude)
-        self.phase = PhasePredictor(audio.num_mels, n_bins, config.phase)
+            self.amplitude = AmplitudePredictor(config.n_inputs, n_bins, config.amplitude)
+        self.phase = PhasePredictor(config.n_inputs, n_bins, config.phase)
         self.istft = ISTFT(audio.fft_size, audio.hop_length, audio.win_length)
         self.apply(_init_weights)
 

@@ -14,8 +14,8 @@ from TTS.vocoder.models.base_vocoder import BaseVocoder
 
 from apnet2_tts_plugin import checkpoints, distributed, losses, metrics
 from apnet2_tts_plugin.config import LOSS_RESOLUTIONS, Apnet2Config
-from apnet2_tts_plugin.corpus import find_audio, split, usable, with_features
-from apnet2_tts_plugin.data import EpochBatches, Segments, Utterances
+from apnet2_tts_plugin.corpus import DataError, find_audio, split, usable, with_features
+from apnet2_tts_plugin.data import PADDING, EpochBatches, Segments, Utterances
 from apnet2_tts_plugin.discriminators import multi_period, multi_resolution
 from apnet2_tts_plugin.figures import spectrogram_figures
 from apnet2_tts_plugin.generator import Generator, Prediction
@@ -63,32 +63,33 @@ class Apnet2(BaseVocoder):
         return cls(config)
 
     def forward(self, mel: Tensor) -> Prediction:
-        """Spectra and waveform of a natural-log mel (B, n_mels, T); for training."""
+        """Spectra and waveform of a natural-log mel, or latent, (B, n_inputs, T); for training."""
         return self.generator(mel)
 
     def inference(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Speak a mel.
+        """Speak a mel, or the latent of a VITS, whichever is the configuration's `input`.
 
         Args:
-            mel: Natural-log mel (B, n_mels, T) as `LogMel` makes it, floating, on the model's device, with T >= 2.
+            mel: Natural-log mel (B, n_mels, T) as `LogMel` makes it, or latent (B, n_inputs, T) as
+                `latents.vocoder_latent` makes it; floating, on the model's device, with T >= 2.
             lengths: True number of frames of each item (B,), 2 to T, for a padded batch; None when all have T.
 
         Returns:
             Waveform (B, 1, (T - 1) * hop_length) in float32; silence behind the end of each item.
 
         Raises:
-            ValueError: if the mel's shape or type is not as above.
+            ValueError: if the input's shape or type is not as above.
         """
-        n_mels = self.config.audio.num_mels
-        if mel.dim() != 3 or mel.shape[1] != n_mels:
-            raise ValueError(f"mel of shape {tuple(mel.shape)}, expected (batch, {n_mels}, frames)")
+        name, n_inputs = self.config.input, self.config.n_inputs
+        if mel.dim() != 3 or mel.shape[1] != n_inputs:
+            raise ValueError(f"{name} of shape {tuple(mel.shape)}, expected (batch, {n_inputs}, frames)")
         if not mel.is_floating_point():
-            raise ValueError(f"mel of type {mel.dtype}, expected floating numbers")
+            raise ValueError(f"{name} of type {mel.dtype}, expected floating numbers")
         shortest = mel.shape[2] if lengths is None else int(lengths.min())
         if shortest < 2:
             hop_length = self.config.audio.hop_length
             raise ValueError(
-                f"mel of {shortest} frames, expected at least 2: T frames give (T - 1) * {hop_length} samples"
+                f"{name} of {shortest} frames, expected at least 2: T frames give (T - 1) * {hop_length} samples"
             )
         if lengths is not None and (lengths.shape != mel.shape[:1] or lengths.max() > mel.shape[2]):
             raise ValueError(f"lengths {lengths.tolist()}, expected {mel.shape[0]} numbers of 2 to {mel.shape[2]}")
@@ -129,8 +130,8 @@ class Apnet2(BaseVocoder):
         `batch_size` segments, which go through the networks in N parts, but make one update of each network.
 
         Args:
-            batch: "waveform" (B, seq_len), "path", the names of their files, and "mel" (B, n_mels, T) where the mels
-                are not to be those of the waveforms.
+            batch: "waveform" (B, seq_len), "path", the names of their files, and "mel" (B, n_inputs, T) where the
+                inputs are not to be the mels of the waveforms.
             trainer: The running Trainer, for optimizers, schedules and gradient scaling.
 
         Returns:
@@ -153,7 +154,7 @@ class Apnet2(BaseVocoder):
         """Spectral losses and speech metrics of a whole utterance.
 
         Args:
-            batch: "waveform" (1, n) and, where the mel is not to be that of the waveform, "mel" (1, n_mels, T).
+            batch: "waveform" (1, n) and, where the input is not to be the waveform's mel, "mel" (1, n_inputs, T).
             criterion: Not used.
             optimizer_idx: The Trainer calls once per optimizer; only the generator's call has something to say.
         """
@@ -259,8 +260,13 @@ class Apnet2(BaseVocoder):
         splits by file-system order, are used only without it.
 
         Raises:
-            DataError: if there is nothing to train on.
+            DataError: if there is nothing to train on, or no latents for a model that speaks them.
         """
+        if config.input == "latent" and not config.feature_path:
+            raise DataError(
+                "feature_path: none, expected the folder of latents, as input is 'latent'; "
+                "recipes/ljspeech/apnet2_vits makes them with a VITS"
+            )
         if config.data_path:
             samples = split(find_audio(config.data_path), config.eval_split_size)[is_eval]
         files, audio = usable(samples[: self.small_run]), config.audio
@@ -269,12 +275,13 @@ class Apnet2(BaseVocoder):
             "worker_init_fn": leave_signals_to_parent,
         }
         if config.feature_path:
-            sizes = (audio.num_mels, audio.sample_rate, audio.hop_length)
-            files = with_features(files, config.data_path, config.feature_path, *sizes)
+            sizes = (config.n_inputs, audio.sample_rate, audio.hop_length)
+            files = with_features(files, config.data_path, config.feature_path, *sizes, kind=config.input)
+        lengths, padding = (audio.sample_rate, audio.hop_length, config.seq_len), PADDING[config.input]
         if is_eval:
-            utterances = Utterances(files, audio.sample_rate, audio.hop_length, min_samples=config.seq_len)
+            utterances = Utterances(files, *lengths, padding=padding)
             return DataLoader(utterances, num_workers=config.num_eval_loader_workers, **settings)
-        segments = Segments(files, audio.sample_rate, audio.hop_length, config.seq_len, config.training_seed)
+        segments = Segments(files, *lengths, config.training_seed, padding=padding)
         return DataLoader(
             segments,
             batch_sampler=EpochBatches(

@@ -1,4 +1,4 @@
-"""Speaking files: a recording is analysed and spoken again (copy synthesis), a log-mel is spoken as it is."""
+"""Speaking files: a recording is analysed and spoken again (copy synthesis), a log-mel or latent is spoken as it is."""
 
 import logging
 import os
@@ -18,8 +18,8 @@ from apnet2_tts_plugin.model import Apnet2
 
 logger = logging.getLogger(__name__)
 
-MEL_SUFFIXES = (".npy", ".pt")
-SUFFIXES = (*corpus.AUDIO_SUFFIXES, *MEL_SUFFIXES)
+FEATURE_SUFFIXES = (".npy", ".pt")
+SUFFIXES = (*corpus.AUDIO_SUFFIXES, *FEATURE_SUFFIXES)
 
 
 class InputError(ValueError):
@@ -105,14 +105,19 @@ def vocode_files(model: Apnet2, pairs: list[tuple[Path, Path]], resample: bool =
 def speak(model: Apnet2, path: Path, resample: bool = False) -> Tensor:
     """What the model makes of one file: (N,) in float32 on the CPU, within [-1, 1].
 
-    N is that of a recording (after resampling), and (T - 1) * hop_length for a mel of T frames.
+    N is that of a recording (after resampling), and (T - 1) * hop_length for a mel or latent of T frames.
 
     Raises:
         InputError: if the file cannot be read, or is not what the model takes.
     """
     try:
-        if path.suffix.lower() in MEL_SUFFIXES:
-            waveform = model.inference(read_mel(path, model.config.audio.num_mels).to(model.device))
+        if path.suffix.lower() in FEATURE_SUFFIXES:
+            waveform = model.inference(read_features(path, model.config.n_inputs).to(model.device))
+        elif model.config.input == "latent":
+            raise InputError(
+                f"{path}: is a recording, but this model speaks latents of a VITS; expected a "
+                f"{' or '.join(FEATURE_SUFFIXES)} file of shape ({model.config.n_inputs}, frames)"
+            )
         else:
             waveform = copy_synthesis(model, read_audio(path, model.config.audio.sample_rate, resample))
     except RuntimeError as error:  # on a processor torch has no class of its own for it
@@ -121,7 +126,8 @@ def speak(model: Apnet2, path: Path, resample: bool = False) -> Tensor:
         raise InputError(f"{path}: too long for the memory of {model.device}; cut it into shorter files") from error
     waveform = waveform.flatten().cpu()
     if not waveform.isfinite().all():
-        raise InputError(f"{path}: the model's answer has NaN or infinite samples; is this a natural-log mel (ln)?")
+        hint = "; is this a natural-log mel (ln)?" if model.config.input == "mel" else ""
+        raise InputError(f"{path}: the model's answer has NaN or infinite samples{hint}")
     peak = waveform.abs().max().item()
     if peak > 1:
         logger.warning("%s: the output is clipped, its peak was %.2f", path, peak)
@@ -159,24 +165,24 @@ def read_audio(path: Path, sample_rate: int, resample: bool = False) -> Tensor:
         raise InputError(str(error)) from error
 
 
-def read_mel(path: Path, n_mels: int) -> Tensor:
-    """A natural-log mel as (1, n_mels, T) in float32; the file holds that or (n_mels, T).
+def read_features(path: Path, n_channels: int) -> Tensor:
+    """A natural-log mel or a latent as (1, n_channels, T) in float32; the file holds that or (n_channels, T).
 
     Raises:
         InputError: if it cannot be read or holds something else, NaN, or fewer than two frames.
     """
-    mel = _read_array(path)
-    shape = tuple(mel.shape)
-    if len(shape) not in (2, 3) or shape[-2] != n_mels or (len(shape) == 3 and shape[0] != 1):
-        raise InputError(f"{path}: has shape {shape}, expected ({n_mels}, frames) or (1, {n_mels}, frames)")
+    features = _read_array(path)
+    shape = tuple(features.shape)
+    if len(shape) not in (2, 3) or shape[-2] != n_channels or (len(shape) == 3 and shape[0] != 1):
+        raise InputError(f"{path}: has shape {shape}, expected ({n_channels}, frames) or (1, {n_channels}, frames)")
     if shape[-1] < 2:
         raise InputError(f"{path}: has {shape[-1]} frames, expected at least 2")
-    if not mel.is_floating_point():
-        raise InputError(f"{path}: has numbers of type {mel.dtype}, expected floating ones")
-    mel = mel.detach().float().reshape(1, n_mels, -1)
-    if not mel.isfinite().all():
+    if not features.is_floating_point():
+        raise InputError(f"{path}: has numbers of type {features.dtype}, expected floating ones")
+    features = features.detach().float().reshape(1, n_channels, -1)
+    if not features.isfinite().all():
         raise InputError(f"{path}: has NaN or infinite values")
-    return mel
+    return features
 
 
 def _read_array(path: Path) -> Tensor:

@@ -49,6 +49,13 @@ def test_documented_defaults_are_the_defaults(cls):
         ({"amplitude": {"blocks": 0}}, r"amplitude.blocks: 0, expected at least 1"),
         ({"amplitude_start": "noise"}, r"amplitude_start: 'noise', expected .*'pseudo_inverse'"),
         ({"amplitude_start": "pseudo_inverse"}, r"amplitude.channels: 512, expected 513"),
+        ({"input": "noise"}, r"input: 'noise', expected \('mel', 'latent'\)"),
+        (
+            {"input": "latent", "amplitude_start": "pseudo_inverse", "amplitude": {"channels": 513}},
+            r"amplitude_start: 'pseudo_inverse', expected 'mel' with input 'latent'",
+        ),
+        ({"latent_channels": 0}, r"latent_channels: 0, expected at least 1"),
+        ({"speaker_channels": -1}, r"speaker_channels: -1, expected 0 or more"),
         ({"mpd_periods": [2, 0]}, r"mpd_periods: \[2, 0\], expected"),
         ({"mpd_channels": []}, r"mpd_channels: \[\], expected"),
         ({"batch_size": 0}, r"batch_size: 0, expected at least 1"),
@@ -83,6 +90,19 @@ def change_default(change: dict) -> dict:
 def nested(name: str, value):
     classes = {"audio": Apnet2AudioConfig, "amplitude": PredictorConfig, "phase": PredictorConfig}
     return classes[name](**value) if name in classes else value
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_inputs"),
+    [
+        ({}, 80),
+        ({"speaker_channels": 256}, 80),
+        ({"input": "latent"}, 192),
+        ({"input": "latent", "latent_channels": 96, "speaker_channels": 256}, 352),
+    ],
+)
+def test_the_input_has_its_channels(settings, n_inputs):
+    assert Apnet2Config(**settings).n_inputs == n_inputs
 
 
 def test_a_file_brings_back_the_same_configuration(tmp_path):

@@ -1,0 +1,111 @@
+"""Features of a corpus in files: where they go, that an interrupted run goes on, and what happens to bad files."""
+
+import logging
+import os
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from apnet2_tts_plugin.corpus import DataError, find_audio, usable, with_features
+from apnet2_tts_plugin.data import read_audio
+from apnet2_tts_plugin.features import write_features
+
+RATE, HOP, CHANNELS = 22050, 256, 5
+
+
+def make_wavs(folder, *names):
+    for name in names:
+        path = folder / "wavs" / f"{name}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sf.write(path, np.full(1000, 0.5), RATE)
+    return find_audio(folder / "wavs")
+
+
+def frames(path):
+    """Features as float64 (CHANNELS, T), all of them the file's first sample."""
+    waveform = read_audio(path, RATE)
+    return np.full((CHANNELS, len(waveform) // HOP + 1), waveform[0], dtype=np.float64)
+
+
+def write(folder, compute=frames):
+    wavs = folder / "wavs"
+    return write_features(find_audio(wavs), wavs, folder / "mels", compute)
+
+
+def test_features_are_where_training_looks_for_them(tmp_path):
+    paths = make_wavs(tmp_path, "deep/a", "deep/b.c", "d")
+    assert write(tmp_path) == 3
+    files = with_features(usable(paths), tmp_path / "wavs", tmp_path / "mels", CHANNELS, RATE, HOP)
+    names = [str(file.features.relative_to(tmp_path / "mels")) for file in files]
+    assert names == ["d.npy", "deep/a.npy", "deep/b.c.npy"]
+    features = np.load(files[0].features)
+    assert features.dtype == np.float32 and features.shape == (CHANNELS, 4) and (features == 0.5).all()
+
+
+def test_an_interrupted_run_goes_on(tmp_path):
+    make_wavs(tmp_path, "a", "b", "c")
+
+    def interrupted(path):
+        if path.stem == "b":
+            raise KeyboardInterrupt
+        return frames(path)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, interrupted)
+    seen = []
+    assert write(tmp_path, lambda path: seen.append(path.stem) or frames(path)) == 2
+    assert seen == ["b", "c"]
+    assert write(tmp_path) == 0
+
+
+def test_features_older_than_their_audio_are_made_anew(tmp_path):
+    changed, _ = make_wavs(tmp_path, "a", "b")
+    write(tmp_path)
+    sf.write(changed, np.full(1000, 0.25), RATE)
+    later = (tmp_path / "mels" / "a.npy").stat().st_mtime + 1
+    os.utime(changed, (later, later))
+    assert write(tmp_path) == 1
+    assert (np.load(tmp_path / "mels" / "a.npy") == 0.25).all()
+
+
+def test_bad_files_are_named_and_left_out(tmp_path, caplog):
+    make_wavs(tmp_path, "a", "c", "d")
+    (tmp_path / "wavs" / "b.wav").write_bytes(b"no sound")
+
+    def compute(path):
+        if path.stem == "c":
+            raise DataError("too short")
+        return frames(path) if path.stem != "b" else sf.read(path)
+
+    with caplog.at_level(logging.WARNING, "apnet2_tts_plugin"):
+        assert write(tmp_path, compute) == 2
+    assert sorted(path.name for path in (tmp_path / "mels").iterdir()) == ["a.npy", "d.npy"]
+    first, second, count = caplog.messages
+    assert first.startswith(f"Left out {tmp_path / 'wavs' / 'b.wav'}: Error opening")
+    assert second == f"Left out {tmp_path / 'wavs' / 'c.wav'}: too short"
+    assert count == "Left out 2 of 4 audio files"
+
+
+@pytest.mark.parametrize("fault", [ValueError("a mistake"), OSError(28, "No space left on device")])
+def test_other_errors_are_not_the_files(tmp_path, fault):
+    make_wavs(tmp_path, "a")
+
+    def compute(path):
+        raise fault
+
+    with pytest.raises(type(fault), match=str(fault.args[-1])):
+        write(tmp_path, compute)
+
+
+def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path, monkeypatch):
+    make_wavs(tmp_path, "a")
+
+    def full(file, _):
+        file.write(b"\x93NUMPY")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path)
+    assert list((tmp_path / "mels").iterdir()) == []
