@@ -105,20 +105,22 @@ def _add_our_vocoder(original):
 
         if _our_folder(model_name):
             raise store.StoreError(f"{model_name} is a vocoder: give it as vocoder_name, and a TTS model as model_name")
-        converts_voices = "voice_conversion_models" in model_name
-        if converts_voices and _our_folder(vocoder_name):
-            raise store.StoreError(f"{vocoder_name} cannot be used with {model_name}: voice conversion gives no mel")
-        vocoder = _our_vocoder(self, vocoder_name)  # before the model, so that no download goes before a wrong name
-        paths = original(self, model_name, vocoder_name, *args, **kwargs)
-        if vocoder is None or converts_voices or paths[2] is not None:
-            return paths
-        return *paths[:2], *vocoder
+        # The path came with the TTS model, if there is one, and is not meant for a voice that is converted after it.
+        by_path = self.synthesizer is None or "voice_conversion_models" not in model_name
+        # Before the model, so that no download goes before a wrong name.
+        vocoder = _our_vocoder(self if by_path else None, vocoder_name)
+        if vocoder is None:
+            return original(self, model_name, vocoder_name, *args, **kwargs)
+        from apnet2_tts_plugin import plan
+
+        plan.check_output(model_name.rpartition("/")[2])
+        return *original(self, model_name, vocoder_name, *args, **kwargs)[:2], *vocoder
 
     return download_model_by_name
 
 
 def _our_vocoder(api, name: str | None):
-    """Weights and config of our vocoder that `api` has the path of, or that `name` names; None if neither is ours."""
+    """Weights and config of our vocoder that `api` (or None) has the path of, or that `name` names; None for others."""
     from apnet2_tts_plugin import store
 
     if getattr(api, "vocoder_path", None) and api.vocoder_config_path:
@@ -128,22 +130,75 @@ def _our_vocoder(api, name: str | None):
     return (store.weights_file(folder), folder / "config.json") if folder else None
 
 
-def _give_waveforms_to_vocoder(original):
-    """`Synthesizer.tts`: stock looks for the vocoder's input in the model's `outputs`, and fails on models that answer
-    with a finished waveform alone (XTTS, Bark, Tortoise)."""
+def _plan_pairing(original):
+    """`Synthesizer.__init__`: stock never compares the two audio settings; ours are refused here if they do not go
+    together, before anything is spoken, and the log says what will be converted."""
+
+    def __init__(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        if _has_our_vocoder(self):
+            for slot in ("tts_model", "vc_model"):
+                if getattr(self, slot) is not None:
+                    _pairing(self, slot)
+
+    return __init__
+
+
+def _pairing(synthesizer, slot: str):
+    """The pairing of the model in `slot` with the vocoder, made at the first call and again when one is replaced."""
+    model, vocoder = getattr(synthesizer, slot), synthesizer.vocoder_model
+    made = synthesizer.__dict__.get(f"{slot}_for_apnet2")
+    if made is None or made[0] is not model or made[1] is not vocoder:
+        from apnet2_tts_plugin import pairing, report
+
+        made = model, vocoder, report.announce(pairing.pair(model, vocoder.config))
+        synthesizer.__dict__[f"{slot}_for_apnet2"] = made
+    return made[2]
+
+
+def _vocode(synthesizer, slot: str, output):
+    """Waveform of an output of the model in `slot`."""
+    return _pairing(synthesizer, slot).vocode(output, synthesizer.vocoder_model)
+
+
+def _speak_with_ours(original):
+    """`Synthesizer.tts`: stock looks for the vocoder's input in the model's `outputs`, fails on models that answer with
+    a finished waveform alone (XTTS, Bark, Tortoise), takes the first sample of a converted voice for all of it, and has
+    no vocoder in the place of a VITS's own decoder."""
 
     def tts(self, *args, **kwargs):
         if not _has_our_vocoder(self) or self.tts_model is None:
             return original(self, *args, **kwargs)
+        model = _pairing(self, "tts_model").acoustic_model(self.tts_model, self.vocoder_model)
 
         def synthesize(*args, **kwargs):
-            result = self.tts_model.synthesize(*args, **kwargs)
+            result = model.synthesize(*args, **kwargs)
             return {"outputs": {"model_outputs": [result["wav"]]}, **result}
 
+        def voice_conversion(*args, **kwargs):
+            return [model.voice_conversion(*args, **kwargs)]
+
         # A view instead of a patched model, because calls may overlap in threads.
-        return original(_View(self, tts_model=_View(self.tts_model, synthesize=synthesize)), *args, **kwargs)
+        view = _View(model, synthesize=synthesize, voice_conversion=voice_conversion)
+        return original(_View(self, tts_model=view), *args, **kwargs)
 
     return tts
+
+
+def _convert_voice(original):
+    """`Synthesizer.voice_conversion`: stock gives the vocoder whatever the model answers with, mostly a waveform."""
+
+    def voice_conversion(self, *args, **kwargs):
+        if not _has_our_vocoder(self) or self.vc_model is None:
+            return original(self, *args, **kwargs)
+
+        def inference(output):
+            return _vocode(self, "vc_model", output)
+
+        view = _View(self, vocoder_model=_View(self.vocoder_model, inference=inference))
+        return original(view, *args, **kwargs)
+
+    return voice_conversion
 
 
 class _View:
@@ -163,11 +218,7 @@ def _convert_input(original):
     def _run_vocoder(self, mel_postnet_spec, *args, **kwargs):
         if not _has_our_vocoder(self):
             return original(self, mel_postnet_spec, *args, **kwargs)
-        from apnet2_tts_plugin import pairing
-
-        vocoder = self.vocoder_model
-        mel = pairing.vocoder_input(mel_postnet_spec, self.tts_model, vocoder.config.audio)
-        return vocoder.inference(mel.to(next(vocoder.parameters()).device))
+        return _vocode(self, "tts_model", mel_postnet_spec)
 
     return _run_vocoder
 
@@ -244,7 +295,9 @@ WRAPS = {
         "ModelManager.download_model": _find_our_models,
     },
     "TTS.utils.synthesizer": {
-        "Synthesizer.tts": _give_waveforms_to_vocoder,
+        "Synthesizer.__init__": _plan_pairing,
+        "Synthesizer.tts": _speak_with_ours,
+        "Synthesizer.voice_conversion": _convert_voice,
         "Synthesizer._run_vocoder": _convert_input,
     },
     "trainer.trainer": {

@@ -81,6 +81,20 @@ example:
       --vocoder_name official --out_path hello.wav
 """
 
+PAIR = """\
+Say how well an acoustic model goes with a vocoder, setting by setting. A
+setting is the same, converted exactly, converted approximately (with the mean
+error of the mel in dB on a reference signal, if it alone were different), or
+makes the pair impossible. Only configurations are read, no weights."""
+
+PAIR_EXAMPLES = """\
+examples:
+  apnet2 pair --tts tts_models/en/ljspeech/glow-tts
+  apnet2 pair --tts my_run/config.json --vocoder ljspeech --strict
+
+`APNET2_STRICT=1 tts ...` does for speaking what --strict does here.
+"""
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
@@ -129,6 +143,21 @@ def _parser() -> Parser:
         "--resample", action="store_true", help="convert recordings of other sample rates instead of refusing them"
     )
 
+    pair = add("pair", _pair, "say how well an acoustic model goes with a vocoder", PAIR, PAIR_EXAMPLES)
+    pair.add_argument(
+        "--tts",
+        metavar="CONFIG",
+        required=True,
+        help="config.json of the acoustic model, its folder, or the name of a model that coqui-tts has downloaded",
+    )
+    pair.add_argument(
+        "--vocoder",
+        metavar="NAME_OR_CONFIG",
+        default="apnet2",
+        help="a name from `apnet2 list`, a folder or a config.json (%(default)s)",
+    )
+    pair.add_argument("--strict", action="store_true", help="exit with 1 if anything is only approximate")
+
     official = add("import", _import, "turn official checkpoints into a model folder", IMPORT, IMPORT_EXAMPLE)
     official.add_argument("generator", metavar="GENERATOR", help="official generator file, such as g_01000000")
     official.add_argument("--discriminators", metavar="DO", help="official discriminator file, such as do_01000000")
@@ -163,6 +192,22 @@ def _vocode(arguments: argparse.Namespace) -> int:
     if failures and len(pairs) > 1:
         _fail(f"{failures} of {len(pairs)} files could not be spoken")
     return 1 if failures else 0
+
+
+def _pair(arguments: argparse.Namespace) -> int:
+    from apnet2_tts_plugin import loader, pairing, plan, report, trial
+
+    tts_config = loader.read_acoustic_config(arguments.tts)
+    sides = tts_config, loader.audio_processor(tts_config), loader.read_vocoder_config(arguments.vocoder)
+    planned = plan.make_plan(*sides)
+    if planned.verdict == plan.Verdict.IMPOSSIBLE:
+        print(report.table(planned, {}))
+    paired = pairing.pair_configs(*sides)  # refuses what is impossible
+    print(report.table(planned, trial.errors(paired)))
+    print(report.summary(paired))
+    if arguments.strict and planned.verdict == plan.Verdict.APPROXIMATE:
+        return _fail("approximate, and --strict allows exact pairings only")
+    return 0
 
 
 def _import(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from trainer.io import get_user_data_dir
+from TTS.config import BaseAudioConfig, load_config
+from TTS.utils.audio import AudioProcessor
+from TTS.vocoder.configs.shared_configs import BaseVocoderConfig
 
 from apnet2_tts_plugin import store
 from apnet2_tts_plugin.checkpoints import CONFIG_NAME
@@ -58,6 +62,54 @@ def read_config(path: Path) -> Apnet2Config:
     return config
 
 
+def read_acoustic_config(name_or_path: str | os.PathLike):
+    """The configuration of one of coqui's acoustic or voice conversion models.
+
+    Args:
+        name_or_path: A `config.json`, the folder that has one, or the name of a model that coqui-tts has downloaded.
+
+    Raises:
+        ModelError: if there is none that can be read, or it is a vocoder's.
+    """
+    downloaded = get_user_data_dir("tts") / str(name_or_path).replace("/", "--")
+    path = downloaded if downloaded.is_dir() else Path(name_or_path)
+    path = path / CONFIG_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise ModelError(f"{name_or_path}: neither a {CONFIG_NAME} nor a model that coqui-tts has downloaded")
+    try:
+        config = load_config(path)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError, AssertionError) as error:
+        raise ModelError(f"{path}: not a configuration of coqui-tts ({_reason(error)})") from error
+    if isinstance(config, BaseVocoderConfig) or "audio" not in config:
+        raise ModelError(f"{path}: the configuration of a {config.model}, expected an acoustic model's")
+    return config
+
+
+def read_vocoder_config(name_or_path: str | os.PathLike) -> Apnet2Config:
+    """The configuration of a vocoder of ours: a name that `store` knows, a folder with a `config.json`, or such a file.
+
+    Raises:
+        ModelError: if it cannot be used.
+        StoreError: if there is no such model.
+    """
+    path = Path(name_or_path)
+    return read_config(path if path.is_file() else store.resolve(name_or_path) / CONFIG_NAME)
+
+
+def audio_processor(tts_config) -> AudioProcessor | None:
+    """The audio processor that an acoustic model of this configuration makes for itself, if it does.
+
+    Raises:
+        ModelError: if it cannot be made.
+    """
+    if not isinstance(tts_config.audio, BaseAudioConfig):
+        return None
+    try:
+        return AudioProcessor(tts_config.audio)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:
+        raise ModelError(f"the audio settings of {tts_config.model} cannot work ({_reason(error)})") from error
+
+
 def overview() -> Iterator[str]:
     """One line for each named model: its name, origin, size, sample rate and folder, or what is wrong with it."""
     for name, folder in store.names().items():
@@ -68,6 +120,11 @@ def overview() -> Iterator[str]:
         except ValueError as error:
             facts = f"broken: {error}"
         yield f"{name:16}  {origin:7}  {facts}"
+
+
+def _reason(error: Exception) -> str:
+    """One line; many of coqui's own checks raise without a message."""
+    return " ".join(f"{type(error).__name__} {error}".split())
 
 
 def _usable_device(name: str) -> torch.device:

@@ -1,99 +1,166 @@
-"""From an acoustic model's output to our input: a natural-log mel (1, n_mels, T) of the vocoder's own analysis.
+"""From an acoustic model's output to our input, as a `Plan` says: a mel of the vocoder's own analysis, or a latent.
 
-A mel (T, n_mels) is converted in the order of the functions here: its scale exactly (`natural_log_mel`), its bands
-approximately where they differ (`change_bands`), its frame rate by interpolation (`change_frame_rate`). A finished
-waveform is analysed as a recording would be (`analyse`).
-
-`ap` is coqui's `AudioProcessor` of the acoustic model, `audio` the vocoder's audio config. Frequencies are in Hz,
-lengths in samples.
+A spectrogram (T, n) is converted in this order: its scale exactly (`natural_log`), its bands approximately where they
+differ (`Bands`), its frame rate by interpolation (`change_frame_rate`). A finished waveform is analysed as a recording
+would be (`analyse`). Logarithms are natural, frequencies in Hz, lengths in samples.
 """
-
-import functools
-import logging
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import torchaudio
-from torch import Tensor
+from torch import Tensor, nn
+from TTS.utils.audio import AudioProcessor
 
+from apnet2_tts_plugin import latents
+from apnet2_tts_plugin.plan import LATENT, LINEAR, MEL, PairingError, Plan, Verdict, make_plan, waveform_sample_rate
 from apnet2_tts_plugin.spectra import MEL_FLOOR, LogMel, mel_basis
 
-logger = logging.getLogger(__name__)
 
-
-class PairingError(ValueError):
-    """An acoustic model's output cannot be vocoded; the message says why in one line."""
-
-
-def vocoder_input(output: Tensor | np.ndarray, tts_model, audio) -> Tensor:
-    """What the vocoder needs for one sentence of an acoustic model.
+class Pairing:
+    """An acoustic model and a vocoder that it can be followed by.
 
     Args:
-        output: The sentence's mel (T, n_mels) as normalised for `tts_model`, or its waveform (N,), (1, N) or (1, 1, N).
-        tts_model: The acoustic model, of which the audio settings are read.
+        plan: What has to be done.
+        ap: The acoustic model's audio processor; None for a model that has none.
+        sample_rate: Sample rate of the waveforms that the acoustic model makes.
         audio: The vocoder's audio config.
 
-    Returns:
-        Natural-log mel (1, n_mels, T'), float32 on the CPU, of at least two frames.
+    Raises:
+        PairingError: if the plan has something impossible in it.
+    """
+
+    def __init__(self, plan: Plan, ap: AudioProcessor | None, sample_rate: int, audio):
+        self.plan = plan
+        self.ap = ap
+        self.sample_rate = sample_rate
+        self.audio = audio
+        if reasons := plan.with_verdict(Verdict.IMPOSSIBLE):
+            item = reasons[0]
+            raise PairingError(
+                f"{plan.model} cannot be followed by this vocoder: {item.name} is {item.theirs}, expected {item.ours} "
+                f"({item.remark})"
+            )
+        self.n_channels = 0
+        if plan.output in (MEL, LINEAR):
+            self.n_channels = ap.num_mels if plan.output == MEL else ap.fft_size // 2 + 1
+            self.bands = Bands(ap, audio, plan.output)
+
+    def vocoder_input(self, output: Tensor | np.ndarray) -> Tensor:
+        """What the vocoder needs for one sentence.
+
+        Args:
+            output: The sentence's spectrogram (T, n) as scaled for the acoustic model, or its waveform (N,), (1, N) or
+                (1, 1, N).
+
+        Returns:
+            Natural-log mel (1, n_mels, T'), float32 on the CPU, of at least two frames.
+
+        Raises:
+            PairingError: if the output is empty, not finite, or neither a spectrogram nor a waveform.
+        """
+        output = torch.as_tensor(output).detach().cpu().float()
+        shape = tuple(output.shape)
+        if output.numel() == 0:
+            raise PairingError(f"{self.plan.model} gave nothing to vocode: shape {shape}")
+        if not output.isfinite().all():
+            raise PairingError(f"{self.plan.model} gave NaN or infinite values: its weights or its input are broken")
+        if output.ndim == 2 and shape[1] == self.n_channels:
+            return _two_frames(self._convert(output.numpy()))
+        if output.numel() == max(shape):
+            return analyse(output.reshape(1, -1), self.sample_rate, self.audio)
+        expected = f"(T, {self.n_channels}) or a waveform" if self.n_channels else "a waveform"
+        raise PairingError(f"{self.plan.model} gave an output of shape {shape}, expected {expected}")
+
+    def acoustic_model(self, model: nn.Module, vocoder: nn.Module) -> nn.Module:
+        """The model to call: `model` itself, or for a latent vocoder a VITS like it that has the vocoder as decoder."""
+        if self.plan.output != LATENT:
+            return model
+        return latents.with_decoder(model, latents.LatentDecoder(vocoder))
+
+    def vocode(self, output: Tensor | np.ndarray, vocoder: nn.Module) -> Tensor | np.ndarray:
+        """Waveform (1, 1, N) of what `acoustic_model` gave for a sentence, or that itself if it is vocoded already.
+
+        Raises:
+            PairingError: if it cannot be vocoded, see `vocoder_input`.
+        """
+        if self.plan.output == LATENT:
+            return output
+        return vocoder.inference(self.vocoder_input(output).to(next(vocoder.parameters()).device))
+
+    def _convert(self, spectrogram: np.ndarray) -> Tensor:
+        log_mel = self.bands(natural_log(spectrogram, self.ap, self.plan.output))
+        ratio = (self.audio.sample_rate * self.ap.hop_length) / (self.ap.sample_rate * self.audio.hop_length)
+        return torch.from_numpy(change_frame_rate(log_mel, ratio).astype(np.float32)).unsqueeze(0)
+
+
+def pair(tts_model, vocoder_config) -> Pairing:
+    """Pair a loaded acoustic or voice conversion model of coqui's with a vocoder of this configuration.
 
     Raises:
-        PairingError: if the output is empty or neither a mel nor a waveform.
+        PairingError: if they do not go together.
     """
-    output = torch.as_tensor(output).detach().cpu().float()
-    shape = tuple(output.shape)
-    if output.numel() == 0:
-        raise PairingError(f"the acoustic model gave nothing to vocode: shape {shape}")
-    ap = getattr(tts_model, "ap", None)
-    if ap is not None and output.ndim == 2 and shape[1] == ap.num_mels:
-        return _two_frames(convert_mel(output.numpy(), ap, audio))
-    if output.numel() == max(shape):
-        return analyse(output.reshape(1, -1), waveform_sample_rate(tts_model.config.audio), audio)
-    raise PairingError(f"the acoustic model's output of shape {shape} is neither a mel (T, n_mels) nor a waveform")
+    config, ap = tts_model.config, getattr(tts_model, "ap", None)
+    return pair_configs(config, ap, vocoder_config)
 
 
-def convert_mel(mel: np.ndarray, ap, audio) -> Tensor:
-    """A normalised mel (T, n_mels) of a coqui model to the vocoder's natural-log mel (1, n_mels, T')."""
-    if ap.preemphasis:
-        _warn_once(f"the acoustic model's mel has a preemphasis of {ap.preemphasis}, which is not undone")
-    log_mel = natural_log_mel(mel, ap)
-    log_mel = change_bands(log_mel, ap, audio)
-    log_mel = change_frame_rate(log_mel, (audio.sample_rate * ap.hop_length) / (ap.sample_rate * audio.hop_length))
-    return torch.from_numpy(log_mel.astype(np.float32)).unsqueeze(0)
+def pair_configs(tts_config, ap: AudioProcessor | None, vocoder_config) -> Pairing:
+    """The same for an acoustic model's configuration and audio processor.
 
-
-def natural_log_mel(mel: np.ndarray, ap) -> np.ndarray:
-    """Undo coqui's scaling: (T, n_mels) to the natural logarithm of the mel, (n_mels, T), at least log(1e-5).
-
-    With S the denormalised mel, that is S ln(base) / gain, or ln(S) where the model has no logarithm in its mel.
+    Raises:
+        PairingError: if they do not go together.
     """
-    scaled = ap.denormalize(mel.T)
-    if ap.do_amp_to_db_mel:
+    plan = make_plan(tts_config, ap, vocoder_config)
+    sample_rate = 0 if plan.output == LATENT else waveform_sample_rate(tts_config.audio)
+    return Pairing(plan, ap, sample_rate, vocoder_config.audio)
+
+
+def natural_log(spectrogram: np.ndarray, ap: AudioProcessor, output: str = MEL) -> np.ndarray:
+    """Undo coqui's scaling: (T, n) to the natural logarithm of the magnitude, (n, T), at least log(1e-5).
+
+    With S the denormalised spectrogram, that is S ln(base) / gain, or ln(S) where the model has no logarithm in it.
+    """
+    scaled = ap.denormalize(spectrogram.T.astype(np.float64))
+    if ap.do_amp_to_db_linear if output == LINEAR else ap.do_amp_to_db_mel:
         natural = scaled * (np.log(ap.base) / ap.spec_gain)
     else:
         natural = np.log(np.maximum(scaled, MEL_FLOOR))
     return np.maximum(natural, np.log(MEL_FLOOR))
 
 
-def change_bands(log_mel: np.ndarray, ap, audio) -> np.ndarray:
-    """A log-mel over the bands of `ap` (n_mels, T) to one over the bands of `audio` (n_mels', T).
+class Bands:
+    """A log-spectrogram over the bands of an acoustic model, (n, T), to one over the vocoder's, (n_mels, T).
 
-    Bands cannot be taken apart, so this is an estimate: log(max(B' R max(pinv(B) exp(log_mel), 0), 1e-5)), with B and
-    B' the mel filters of both sides and R the step from one grid of frequencies to the other. The magnitude of speech
-    grows as sqrt(sample rate * window length), between a tone's and a noise's, and is scaled by the ratio of these.
-    Where the bands are equal, nothing else is done.
+    A linear spectrogram is filtered. Mel bands cannot be taken apart, so that from them it is an estimate:
+    log(max(B' R (max(B^+ exp(log_mel), 0) / |H|), 1e-5)), with B^+ the pseudo-inverse of the acoustic model's mel
+    filters, H the frequency response of its preemphasis, R the step from its grid of frequencies to the vocoder's, and
+    B' the vocoder's filters. The magnitude of speech grows as sqrt(sample rate * window length), between a tone's and a
+    noise's, and is scaled by the ratio of these. Where the bands are equal, nothing else is done.
     """
-    ours = mel_basis(audio.sample_rate, audio.fft_size, audio.num_mels, audio.mel_fmin, audio.mel_fmax)
-    theirs = ap.mel_basis
-    gain = np.sqrt(audio.sample_rate * audio.win_length / (ap.sample_rate * ap.win_length))
-    if ours.shape == theirs.shape and np.allclose(ours, theirs, atol=1e-6):
-        return np.maximum(log_mel + np.log(gain), np.log(MEL_FLOOR))
-    top, our_top = (side.mel_fmax or side.sample_rate / 2 for side in (ap, audio))
-    if top < our_top:
-        _warn_once(f"the acoustic model's mel ends at {top:.0f} Hz, so nothing above it will sound")
-    magnitude = np.maximum(np.linalg.pinv(theirs) @ np.exp(log_mel), 0.0)
-    step = frequency_step(ap.sample_rate, ap.fft_size, audio.sample_rate, audio.fft_size)
-    return np.log(np.maximum(gain * (ours @ step @ magnitude), MEL_FLOOR))
+
+    def __init__(self, ap: AudioProcessor, audio, output: str = MEL):
+        theirs = ap.mel_basis.astype(np.float64)  # in single precision the inverse is off by a percent
+        ours = mel_basis(audio.sample_rate, audio.fft_size, audio.num_mels, audio.mel_fmin, audio.mel_fmax)
+        self.gain = np.sqrt(audio.sample_rate * audio.win_length / (ap.sample_rate * ap.win_length))
+        is_same = output == MEL and ours.shape == theirs.shape and np.allclose(ours, theirs, atol=1e-6)
+        self.is_same = is_same and not ap.preemphasis
+        self.to_bins = np.linalg.pinv(theirs) if output == MEL else None
+        step = frequency_step(ap.sample_rate, ap.fft_size, audio.sample_rate, audio.fft_size)
+        self.to_bands = self.gain * (ours @ step) / preemphasis_response(ap)
+
+    def __call__(self, log_spectrogram: np.ndarray) -> np.ndarray:
+        if self.is_same:
+            return np.maximum(log_spectrogram + np.log(self.gain), np.log(MEL_FLOOR))
+        magnitude = np.exp(log_spectrogram)
+        if self.to_bins is not None:
+            magnitude = np.maximum(self.to_bins @ magnitude, 0.0)
+        return np.log(np.maximum(self.to_bands @ magnitude, MEL_FLOOR))
+
+
+def preemphasis_response(ap: AudioProcessor) -> np.ndarray:
+    """|1 - a exp(-j w)| at the frequencies of the FFT, (n_bins,), for the preemphasis a; 1 without any."""
+    angle = np.linspace(0, np.pi, ap.fft_size // 2 + 1)
+    return np.abs(1 - (ap.preemphasis or 0.0) * np.exp(-1j * angle))
 
 
 def frequency_step(sample_rate: int, fft_size: int, new_sample_rate: int, new_fft_size: int) -> np.ndarray:
@@ -136,17 +203,6 @@ def analyse(waveform: Tensor, sample_rate: int, audio) -> Tensor:
     return LogMel.from_audio_config(audio)(waveform)
 
 
-def waveform_sample_rate(audio) -> int:
-    """Sample rate of the waveforms that a model with the audio config `audio` makes."""
-    return audio.get("output_sample_rate", None) or audio["sample_rate"]
-
-
 def _two_frames(log_mel: Tensor) -> Tensor:
     """A single frame twice, because T frames make (T - 1) * hop samples; anything longer as it is."""
     return log_mel.expand(-1, -1, 2) if log_mel.shape[2] == 1 else log_mel
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    """Log a warning, once for all sentences."""
-    logger.warning("%s", message)

@@ -1,0 +1,111 @@
+"""How far a pairing's conversion is off, tried on a reference signal that both sides analyse.
+
+Errors are mean absolute differences of log-mels in dB, over all bands and frames.
+"""
+
+import functools
+import math
+
+import numpy as np
+import soxr
+import torch
+from TTS.config import BaseAudioConfig
+from TTS.utils.audio import AudioProcessor
+from TTS.utils.audio.numpy_transforms import amp_to_db
+
+from apnet2_tts_plugin import pairing
+from apnet2_tts_plugin.plan import MEL, WAVEFORM, Plan, Verdict, top_frequency
+
+REFERENCE_RATE = 48000
+DB_PER_NEPER = 20 * math.log10(math.e)
+
+
+@functools.cache
+def reference_signal(sample_rate: int) -> np.ndarray:
+    """Two seconds that are spectrally like speech: gliding voice, noise and a quiet part; float32, always the same."""
+    noise = np.random.default_rng(0).normal(size=2 * REFERENCE_RATE)
+    time = np.arange(len(noise)) / REFERENCE_RATE
+    pitch = 140 + 40 * np.sin(2 * np.pi * 0.7 * time)
+    pulses = np.diff(np.floor(np.cumsum(pitch) / REFERENCE_RATE), prepend=0.0)
+    voiced = np.sin(2 * np.pi * 1.5 * time) > -0.5
+    source = 30 * pulses * voiced + np.where(voiced, 0.02, 0.3) * noise
+    step = np.exp(-2j * np.pi * np.fft.rfftfreq(len(source)))
+    response = np.ones_like(step)
+    for formant, bandwidth in ((600, 80), (1400, 120), (2600, 180), (3800, 250)):
+        radius = np.exp(-np.pi * bandwidth / REFERENCE_RATE)
+        angle = 2 * np.pi * formant / REFERENCE_RATE
+        response *= 0.3 + (1 - radius) / (1 - 2 * radius * np.cos(angle) * step + (radius * step) ** 2)
+    voice = np.fft.irfft(np.fft.rfft(source) * response)
+    loudness = np.where(time < 1.6, 1.0, 0.02)
+    signal = (0.5 * loudness * voice / np.abs(voice).max()).astype(np.float32)
+    return soxr.resample(signal, REFERENCE_RATE, sample_rate)
+
+
+def spectrogram(waveform: np.ndarray, ap: AudioProcessor, output: str = MEL) -> np.ndarray:
+    """What `ap` makes of a waveform (N,): a mel or linear spectrogram (T, n), scaled for the acoustic model.
+
+    The same as by its own functions, which import for seconds before their first result.
+    """
+    previous = np.concatenate([np.zeros(1, np.float32), waveform[:-1]])
+    magnitude = torch.stft(
+        torch.from_numpy(waveform - np.float32(ap.preemphasis or 0) * previous),
+        ap.fft_size,
+        ap.hop_length,
+        ap.win_length,
+        torch.hann_window(ap.win_length),
+        pad_mode=ap.stft_pad_mode,
+        return_complex=True,
+    ).abs()
+    magnitude, has_log = magnitude.numpy(), ap.do_amp_to_db_linear
+    if output == MEL:
+        magnitude, has_log = ap.mel_basis @ magnitude, ap.do_amp_to_db_mel
+    scaled = amp_to_db(x=magnitude, gain=ap.spec_gain, base=ap.base) if has_log else magnitude
+    return ap.normalize(scaled).T
+
+
+def mean_error(paired: pairing.Pairing) -> float:
+    """Mean error in dB of the mel that a pairing makes of the acoustic model's analysis of the reference signal."""
+    theirs = reference_signal(paired.ap.sample_rate if paired.n_channels else paired.sample_rate)
+    is_waveform = paired.plan.output == WAVEFORM
+    output = theirs if is_waveform else spectrogram(theirs, paired.ap, paired.plan.output)
+    ours = torch.from_numpy(reference_signal(paired.audio.sample_rate))[None]
+    expected = pairing.analyse(ours, paired.audio.sample_rate, paired.audio)
+    converted = paired.vocoder_input(output)
+    n_frames = min(converted.shape[2], expected.shape[2])
+    difference = converted[..., :n_frames] - expected[..., :n_frames]
+    return DB_PER_NEPER * difference.abs().mean().item()
+
+
+def errors(paired: pairing.Pairing) -> dict[str, float]:
+    """For each approximate setting the mean error in dB that there would be if it alone were different.
+
+    The range of a linear spectrogram (`signal_norm`) has none: how much of it is cut depends on the loudness.
+    """
+    names = [item.name for item in paired.plan.with_verdict(Verdict.APPROXIMATE) if item.name != "signal_norm"]
+    if paired.plan.output == WAVEFORM:
+        return {name: mean_error(paired) for name in names}
+    return {name: mean_error(_with_one_setting(name, paired)) for name in names}
+
+
+def _with_one_setting(name: str, paired: pairing.Pairing) -> pairing.Pairing:
+    """A vocoder's own analysis with one setting of an acoustic model; lengths are the same in seconds."""
+    ap, audio = paired.ap, paired.audio
+    lengths = {key: audio[key] for key in ("fft_size", "win_length", "hop_length")}
+    changes = {name: getattr(ap, name)}
+    if name == "sample_rate":
+        changes = {key: _even(length * ap.sample_rate / audio.sample_rate) for key, length in lengths.items()}
+        changes |= {"sample_rate": ap.sample_rate, "mel_fmax": min(top_frequency(audio), ap.sample_rate / 2)}
+    elif name in lengths:
+        lengths[name] = _even(getattr(ap, name) * audio.sample_rate / ap.sample_rate)
+        if name == "win_length":
+            lengths["fft_size"] = max(lengths["win_length"], lengths["fft_size"])
+        lengths["win_length"] = min(lengths["win_length"], lengths["fft_size"])
+        changes = lengths
+    elif name == "mel_fmax":
+        changes = {name: min(top_frequency(ap), audio.sample_rate / 2)}
+    changed = AudioProcessor(BaseAudioConfig(**{**audio.to_dict(), **changes}))
+    return pairing.Pairing(Plan(paired.plan.model, MEL, ()), changed, changed.sample_rate, audio)
+
+
+def _even(length: float) -> int:
+    return 2 * round(length / 2)
