@@ -1,0 +1,416 @@
+"""Teacher forcing: what the models predict, that it lies beside the recordings, and that an extraction goes on."""
+
+import functools
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+import torch.nn.functional as F
+from acoustic_models import D_VECTORS, IDS, SPEAKERS, build
+from lj_speech import RATE, TEXTS, make_ljspeech
+
+from apnet2_tts_plugin import teacher_forcing
+from apnet2_tts_plugin.config import Apnet2AudioConfig, Apnet2Config
+from apnet2_tts_plugin.corpus import DataError, find_audio, usable, with_features
+from apnet2_tts_plugin.pairing import PairingError
+from apnet2_tts_plugin.spectra import MEL_FLOOR, LogMel
+from apnet2_tts_plugin.teacher_forcing import (
+    Sample,
+    TeacherForcingError,
+    force,
+    load_acoustic_model,
+    load_audio,
+    load_utterance,
+)
+
+FLOOR = -80 * np.log(10) / 20  # of a normalised mel, -100 + 20 dB
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """From the name of a model to its folder, made at the first call."""
+    return functools.cache(lambda name: build(name, tmp_path_factory.mktemp("acoustic") / name))
+
+
+@pytest.fixture(scope="module")
+def model(models):
+    """From the name of a model to the model, loaded at the first call."""
+    return functools.cache(lambda name: load_acoustic_model(models(name)))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_ljspeech(tmp_path_factory.mktemp("corpus") / "LJSpeech-1.1")
+
+
+def samples(corpus, speaker=None):
+    return [Sample(corpus / "wavs" / f"LJ{i}.wav", text, speaker) for i, text in enumerate(TEXTS)]
+
+
+def utterances(model, corpus, speaker=None):
+    return [load_utterance(model, sample) for sample in samples(corpus, speaker)]
+
+
+def extract(model, corpus, out, config=None, **settings) -> int:
+    data_path = corpus / "wavs"
+    return teacher_forcing.extract(model, samples(corpus), data_path, out, config or Apnet2Config(), **settings)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@torch.inference_mode()
+def call_tacotron(model, utterance):
+    n_frames = len(utterance.mel)
+    mel = F.pad(utterance.mel[None], (0, 0, 0, -n_frames % model.decoder.r)).clone()
+    lengths = torch.tensor([len(utterance.tokens)]), torch.tensor([n_frames])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "double_decoder_consistency", model.coarse_decoder is not None)
+        outputs = model(utterance.tokens[None], lengths[0], mel, lengths[1])
+    assert (outputs["decoder_outputs_backward"] is None) == (model.coarse_decoder is None)
+    return outputs["model_outputs"][0, :n_frames]
+
+
+@torch.inference_mode()
+def call_glow_tts(model, utterance):
+    """What the model says by itself, with the durations that coqui finds in the recording."""
+    n_frames = len(utterance.mel)
+    mel = torch.cat([utterance.mel, utterance.mel[-1:]])[None, : n_frames + n_frames % 2]
+    n_tokens = torch.tensor([len(utterance.tokens)])
+    aligned = model.inference_with_MAS(utterance.tokens[None], n_tokens, mel, torch.tensor([mel.shape[1]]))
+    durations = aligned["total_durations_log"].transpose(1, 2) - 1e-4  # they are rounded up
+    forward = model.encoder.forward
+
+    def encode(*args, **kwargs):
+        mean, log_scale, _, mask = forward(*args, **kwargs)
+        return mean, log_scale, durations, mask
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.encoder, "forward", encode)
+        spoken = model.inference(utterance.tokens[None], {"x_lengths": n_tokens})["model_outputs"]
+    assert spoken.shape == mel.shape
+    return spoken[0, :n_frames]
+
+
+@torch.inference_mode()
+def call_speedy_speech(model, utterance):
+    lengths = torch.tensor([len(utterance.tokens)]), torch.tensor([len(utterance.mel)])
+    return model(utterance.tokens[None], *lengths, y=utterance.mel[None])["model_outputs"][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "n_channels"),
+    [
+        ("glow_tts", call_glow_tts, 80),
+        ("speedy_speech", call_speedy_speech, 80),
+        ("tacotron", call_tacotron, 513),
+        ("tacotron2_ddc", call_tacotron, 80),
+    ],
+)
+def test_outputs_are_the_models_own(name, call, n_channels, model, corpus):
+    acoustic = model(name)
+    items = utterances(acoustic, corpus)[1:3]  # of even and odd length
+    acoustic.train()  # what `force` must undo, or dropout would be at work
+    outputs = [force(acoustic, [item])[0] for item in items]
+    for item, output in zip(items, outputs, strict=True):
+        assert output.shape == (len(item.waveform) // 256 + 1, n_channels) and output.device.type == "cpu"
+        torch.testing.assert_close(output, call(acoustic, item), atol=1e-4, rtol=1e-4)
+    limit = 1e-5 if name == "glow_tts" else 0.1  # the others' padding leaks into what is left of it
+    for alone, together in zip(outputs, force(acoustic, items), strict=True):
+        assert alone.shape == together.shape and (alone - together).abs().mean() < limit
+
+
+def test_coquis_own_alignment_gives_out_the_latent(model, corpus):
+    """If this fails, coqui-tts has changed, and `_glow_tts` might do with less."""
+    glow_tts = model("glow_tts")
+    item = utterances(glow_tts, corpus)[0]
+    lengths = torch.tensor([len(item.tokens)]), torch.tensor([len(item.mel)])
+    outputs = glow_tts.inference_with_MAS(item.tokens[None], lengths[0], item.mel[None], lengths[1])
+    torch.testing.assert_close(outputs["model_outputs"], outputs["y_mean"])
+
+
+def test_noise_of_use_is_in_the_mels(model, corpus, monkeypatch):
+    glow_tts = model("glow_tts")
+    item = utterances(glow_tts, corpus)[0]
+    (quiet,) = force(glow_tts, [item])
+    monkeypatch.setattr(glow_tts, "inference_noise_scale", 0.5)
+    (first,), (second,) = force(glow_tts, [item]), force(glow_tts, [item])
+    assert (first - quiet).std() > 0.01 and (first - second).std() > 0.01
+
+
+@pytest.mark.parametrize("kind", [IDS, D_VECTORS])
+def test_speakers(kind, corpus, tmp_path):
+    acoustic = load_acoustic_model(build("glow_tts", tmp_path / "glow", speakers=kind))
+    first, second = (utterances(acoustic, corpus, speaker) for speaker in SPEAKERS)
+    together = force(acoustic, [first[0], second[0], first[1]])
+    assert (together[0] - together[1]).abs().max() > 1e-3
+    for item, output in zip([first[0], second[0], first[1]], together, strict=True):
+        torch.testing.assert_close(output, force(acoustic, [item])[0], atol=1e-4, rtol=1e-4)
+    with pytest.raises(TeacherForcingError, match="glow_tts: nobody is not a valid speaker"):
+        force(acoustic, utterances(acoustic, corpus, "nobody"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("fast_pitch", "fast_pitch: it wants the recording's pitch and energy"),
+        ("vits", "vits: how to force it is not known"),
+        ("align_tts", "align_tts: how to force it is not known"),
+    ],
+)
+def test_other_models_are_refused(name, reason, models):
+    with pytest.raises(TeacherForcingError, match=reason) as caught:
+        load_acoustic_model(models(name))
+    assert "\n" not in str(caught.value) and "expected tacotron, tacotron2, glow_tts" in str(caught.value)
+
+
+def test_a_model_without_an_aligner_is_refused(model, monkeypatch):
+    speedy_speech = model("speedy_speech")
+    monkeypatch.setattr(speedy_speech, "use_aligner", False)
+    with pytest.raises(TeacherForcingError, match="it has no aligner"):
+        teacher_forcing.check(speedy_speech)
+
+
+SOUNDS = [
+    dict(do_trim_silence=False),
+    dict(do_trim_silence=True, trim_db=40),
+    dict(do_trim_silence=True, do_sound_norm=True),
+    dict(do_trim_silence=False, do_rms_norm=True, db_level=-10),
+]
+
+
+@pytest.mark.parametrize("settings", SOUNDS)
+def test_recordings_sound_as_coqui_loads_them(settings, model, corpus, monkeypatch):
+    ap = model("glow_tts").ap
+    for name, value in settings.items():
+        monkeypatch.setattr(ap, name, value)
+    path = corpus / "wavs" / "LJ1.wav"
+    waveform = load_audio(path, ap)
+    assert waveform.dtype == np.float32
+    np.testing.assert_allclose(waveform, ap.load_wav(path), atol=1e-6)
+    assert (len(waveform) < sf.info(path).frames) == settings["do_trim_silence"]
+
+
+def test_stereo_and_other_rates_are_heard_right(model, tmp_path):
+    """What `ap.load_wav` gets wrong."""
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(44100) / 44100)
+    sf.write(tmp_path / "a.wav", np.stack([tone, tone / 2], axis=1), 44100, subtype="FLOAT")
+    waveform = load_audio(tmp_path / "a.wav", model("glow_tts").ap)
+    expected = 0.75 * 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
+    assert waveform.shape == (RATE,)
+    np.testing.assert_allclose(waveform[500:-500], expected[500:-500], atol=1e-3)
+
+
+@pytest.mark.parametrize("n_samples", [0, 300, 30000])
+def test_silence_is_refused(n_samples, model, tmp_path):
+    sf.write(tmp_path / "a.wav", np.zeros(n_samples), RATE)
+    with pytest.raises(DataError, match=r"a\.wav: nothing but silence"):
+        load_audio(tmp_path / "a.wav", model("glow_tts").ap)
+
+
+ANALYSES = {
+    "the vocoder's": dict(mel_fmax=8000.0),
+    "16 kHz": dict(sample_rate=16000, hop_length=200, win_length=800, mel_fmax=7600.0),
+    "24 kHz": dict(sample_rate=24000, hop_length=300, win_length=1200, fft_size=2048),
+    "44.1 kHz": dict(sample_rate=44100, hop_length=512, win_length=2048, fft_size=2048),
+}
+
+
+@pytest.fixture
+def truthful(tmp_path, monkeypatch):
+    """Makes an acoustic model with these audio settings that predicts each recording's own mel."""
+    monkeypatch.setattr(teacher_forcing, "_predict", lambda model, batch: batch.mels)
+    return lambda **audio: load_acoustic_model(build("glow_tts", tmp_path / "truthful", **audio))
+
+
+@pytest.mark.parametrize("settings", SOUNDS)
+@pytest.mark.parametrize("analysis", ANALYSES)
+def test_mels_lie_beside_the_written_recordings(analysis, settings, truthful, corpus, tmp_path):
+    acoustic = truthful(**ANALYSES[analysis], **settings)
+    assert extract(acoustic, corpus, tmp_path / "out", batch_size=3) == 0
+    wavs, mels = tmp_path / "out" / "wavs", tmp_path / "out" / "mels"
+    files = with_features(usable(find_audio(wavs)), wavs, mels, 80, RATE, 256)
+    assert [file.path.name for file in files] == [f"LJ{i}.wav" for i in range(len(TEXTS))]
+    log_mel = LogMel.from_audio_config(Apnet2AudioConfig())
+    for file in files:
+        waveform = sf.read(file.path, dtype="float32")[0]
+        mel = np.load(file.features)
+        assert mel.dtype == np.float32 and mel.shape == (80, len(waveform) // 256 + 1)
+        expected = np.maximum(log_mel(torch.from_numpy(waveform)[None])[0].numpy(), FLOOR)
+        if analysis == "the vocoder's":
+            np.testing.assert_allclose(mel, expected, atol=2e-3)
+        else:  # bands and window are others, and converted approximately
+            errors = [np.abs(np.roll(mel, shift, axis=1) - expected)[:, 2:-2].mean() for shift in (-1, 0, 1)]
+            assert errors[1] < 0.35 and errors[1] < min(errors[0], errors[2]) / 1.3
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_another_vocoders_rate(rate, truthful, corpus, tmp_path):
+    config = Apnet2Config(audio=Apnet2AudioConfig(sample_rate=rate, hop_length=200), seq_len=8000)
+    acoustic = truthful(mel_fmax=8000.0)
+    extract(acoustic, corpus, tmp_path / "out", config)
+    wavs, mels = tmp_path / "out" / "wavs", tmp_path / "out" / "mels"
+    for file in with_features(usable(find_audio(wavs)), wavs, mels, 80, rate, 200):
+        waveform = load_audio(corpus / "wavs" / file.path.name, acoustic.ap)
+        assert abs(file.n_samples / rate - len(waveform) / RATE) < 0.013  # a frame of each
+        assert np.load(file.features).shape == (80, file.n_samples // 200 + 1)
+
+
+def test_outputs_of_a_model_become_the_vocoders_mels(model, corpus, tmp_path):
+    """From end to end by hand: normalised log10 to natural logarithm."""
+    glow_tts = model("glow_tts")
+    extract(glow_tts, corpus, tmp_path / "out", Apnet2Config(audio=Apnet2AudioConfig(mel_fmax=None)), batch_size=1)
+    for item, mel in zip(utterances(glow_tts, corpus), sorted((tmp_path / "out" / "mels").iterdir()), strict=True):
+        decibels = (force(glow_tts, [item])[0].numpy().T.clip(-4, 4) + 4) * 100 / 8 - 100 + 20
+        expected = np.maximum(decibels / 20 * np.log(10), np.log(MEL_FLOOR))
+        np.testing.assert_allclose(np.load(mel), expected, atol=1e-4)
+
+
+def test_an_interrupted_extraction_goes_on(model, corpus, tmp_path, monkeypatch):
+    glow_tts, out, seen = model("glow_tts"), tmp_path / "out", []
+
+    def forced(model, batch):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(len(batch))
+        return force(model, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teacher_forcing, "force", forced)
+        with pytest.raises(KeyboardInterrupt):
+            extract(glow_tts, corpus, out, batch_size=1)
+    assert names(out / "mels") == ["LJ0.npy", "LJ2.npy"]  # the shortest texts first
+    (out / "mels" / "LJ2.npy").unlink()  # as if it had been killed before
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
+    assert extract(glow_tts, corpus, out, batch_size=2) == 0
+    assert names(out / "wavs") == [f"LJ{i}.wav" for i in range(4)]
+    assert names(out / "mels") == [f"LJ{i}.npy" for i in range(4)]
+    same = {path.name for path, time in before.items() if path.stat().st_mtime_ns == time}
+    assert same == {"LJ0.wav", "LJ0.npy"}
+    monkeypatch.setattr(teacher_forcing, "force", None)  # there is nothing to do any more
+    assert extract(glow_tts, corpus, out) == 0
+
+
+def test_bad_samples_are_named_and_left_out(model, corpus, tmp_path, caplog):
+    glow_tts, wavs, out = model("glow_tts"), tmp_path / "wavs", tmp_path / "out"
+    shutil.copytree(corpus / "wavs", wavs)
+    (wavs / "LJ1.wav").write_bytes(b"no sound")
+    texts = {"LJ0": "fine", "LJ1": "damaged", "LJ2": "12345", "LJ3": "much too long " * 20, "LJ4": "missing"}
+    bad = [Sample(wavs / f"{name}.wav", text) for name, text in texts.items()]
+    assert teacher_forcing.extract(glow_tts, bad, wavs, out, Apnet2Config()) == 4
+    assert names(out / "wavs") == ["LJ0.wav"] and names(out / "mels") == ["LJ0.npy"]
+    log = "\n".join(caplog.messages)
+    assert f"Left out {wavs / 'LJ1.wav'}: cannot be read at sample 0 (" in log
+    assert f"Left out {wavs / 'LJ2.wav'}: the acoustic model knows none of the letters of '12345'" in log
+    assert "LJ3.wav: 106 frames, expected at least one for each of 279 tokens" in log
+    assert f"Left out {wavs / 'LJ4.wav'}: cannot be read" in log
+    assert caplog.messages[-1] == "Left out 4 of 5 samples"
+
+
+def test_what_is_not_finite_is_left_out(model, corpus, tmp_path, caplog, monkeypatch):
+    def broken(model, batch):
+        first, *others = force(model, batch)
+        return [first * torch.nan, *others]
+
+    monkeypatch.setattr(teacher_forcing, "force", broken)
+    assert extract(model("glow_tts"), corpus, tmp_path / "out") == 1
+    assert "LJ2.wav: glow_tts gave NaN or infinite values" in caplog.text  # the shortest text comes first
+    assert names(tmp_path / "out" / "wavs") == ["LJ0.wav", "LJ1.wav", "LJ3.wav"]
+
+
+def test_a_vocoder_of_latents_cannot_follow(model, corpus, tmp_path):
+    with pytest.raises(PairingError, match="only a VITS"):
+        extract(model("glow_tts"), corpus, tmp_path / "out", Apnet2Config(input="latent"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_cannot_be_written_end_it_in_one_line(model, corpus, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(TeacherForcingError, match=r"LJ2\.wav: cannot be written \(.*Not a directory") as caught:
+        extract(model("glow_tts"), corpus, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_mels_of_others_are_not_mixed_in(models, corpus, tmp_path):
+    folder = shutil.copytree(models("glow_tts"), tmp_path / "glow")
+    checkpoint, out = teacher_forcing.find_checkpoint(folder), tmp_path / "out"
+
+    def claim(config=None, data_path=corpus):
+        teacher_forcing.claim(out, checkpoint, data_path, config or Apnet2Config())
+
+    def refused(what):
+        return pytest.raises(
+            TeacherForcingError, match=f"{out}: has mels of another {what}, see source.json in it; delete"
+        )
+
+    claim()
+    claim()
+    with refused("audio"):
+        claim(Apnet2Config(audio=Apnet2AudioConfig(mel_fmax=7600.0)))
+    with refused("data_path"):
+        claim(data_path=tmp_path)
+    with (folder / "config.json").open("a") as file:
+        file.write("\n")
+    os.utime(checkpoint, (0, 0))
+    with refused("checkpoint and config"):
+        claim()
+
+
+def test_the_checkpoint_of_a_run_is_found(models, tmp_path):
+    run = shutil.copytree(models("glow_tts"), tmp_path / "run")
+    for name in ("speakers.pth", "language_ids.pth"):
+        (run / name).touch()
+    assert teacher_forcing.find_checkpoint(run) == run / "model_file.pth"
+    (run / "checkpoint_5.pth").touch()
+    with pytest.raises(TeacherForcingError, match="found checkpoint_5.pth, model_file.pth; name the file"):
+        teacher_forcing.find_checkpoint(run)
+    assert load_acoustic_model(run / "model_file.pth").config.model == "glow_tts"
+    (run / "model_file.pth").rename(run / "best_model.pth")
+    assert teacher_forcing.find_checkpoint(run) == run / "best_model.pth"
+
+
+def damage(folder):
+    (folder / "model_file.pth").write_bytes(b"no weights")
+
+
+def no_weights(folder):
+    (folder / "model_file.pth").unlink()
+
+
+def change(**settings):
+    def spoil(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | settings))
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (no_weights, "expected best_model.pth or one other .pth file, found none"),
+        (lambda folder: (folder / "config.json").unlink(), r"cannot be loaded \(.*No such file"),
+        (lambda folder: (folder / "config.json").write_text("{"), r"cannot be loaded \("),
+        (damage, r"cannot be loaded \("),
+        (change(hidden_channels_enc=48), r"cannot be loaded \(.*size mismatch"),
+        (
+            change(use_phonemes=True, phoneme_language="en-us", phonemizer="espeak"),
+            r"cannot be loaded \(\[!\] No espeak backend found. Install espeak-ng",
+        ),
+        (shutil.rmtree, "no such file or folder, expected a trained acoustic model"),
+    ],
+)
+def test_models_that_cannot_be_loaded(spoil, message, models, tmp_path, monkeypatch):
+    from TTS.tts.utils.text.phonemizers import espeak_wrapper
+
+    monkeypatch.setattr(espeak_wrapper, "_DEF_ESPEAK_LIB", None)
+    folder = shutil.copytree(models("glow_tts"), tmp_path / "glow")
+    spoil(folder)
+    with pytest.raises(TeacherForcingError, match=message) as caught:
+        load_acoustic_model(folder)
+    assert str(caught.value).startswith(str(folder)) and "\n" not in str(caught.value)
