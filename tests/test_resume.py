@@ -36,10 +36,11 @@ def resumable_config(corpus, out, **settings):
     return small_config(corpus, out, **defaults | settings)
 
 
-def start(corpus, out, diary: Path, kill_after: int = 0, kill_in_save: int = 0, workers: int = 0):
+def start(corpus, out, diary: Path, kill_after=0, kill_in_save=0, wait_after=None, workers=0):
     """Start a run, or go on with the one in `out`, in a child; `diary` gets a line for each step.
 
-    The child kills itself after `kill_after` steps, or when half of its save number `kill_in_save` is written.
+    The child kills itself after `kill_after` steps, or when half of its save number `kill_in_save` is written; after
+    `wait_after` steps it waits for a signal.
     """
     config = resumable_config(corpus, out, num_loader_workers=workers)
     folders = sorted(path for path in out.glob("*") if numbered_files(path, "checkpoint"))
@@ -55,6 +56,9 @@ def start(corpus, out, diary: Path, kill_after: int = 0, kill_in_save: int = 0, 
     def kill(trainer_):
         if trainer_.total_steps_done == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
+        if trainer_.total_steps_done == wait_after:
+            while trainer_.model.run.signal is None:
+                time.sleep(0.01)
 
     def save_half(state, path, **kwargs):
         nonlocal saves
@@ -192,8 +196,8 @@ def test_the_same_batches_with_workers(corpus, uninterrupted, tmp_path):
 )
 def test_signals_save_after_the_step(corpus, uninterrupted, tmp_path, number, workers):
     """To the whole group of processes, as terminals and clusters send them."""
-    process = start(corpus, tmp_path / "out", tmp_path / "diary", workers=workers)
     diary = tmp_path / "diary"
+    process = start(corpus, tmp_path / "out", diary, workers=workers, wait_after=4)
     wait_for_steps(process, diary, 4)
     os.killpg(process.pid, number)
     process.join()
