@@ -13,7 +13,14 @@ ALIASES = {
     "TTS.vocoder.configs.apnet2_config": "apnet2_tts_plugin.config",
     "TTS.vocoder.models.apnet2": "apnet2_tts_plugin.model",
 }
-WRAPPED = ("TTS.api", "TTS.bin.synthesize", "TTS.utils.manage", "TTS.utils.synthesizer", "trainer.trainer")
+WRAPPED = (
+    "TTS.api",
+    "TTS.bin.synthesize",
+    "TTS.server.server",
+    "TTS.utils.manage",
+    "TTS.utils.synthesizer",
+    "trainer.trainer",
+)
 
 
 class AliasLoader:
@@ -52,17 +59,12 @@ class Finder:
             run = spec.loader.exec_module
 
             def exec_module(module):
-                run(module)
-                _wrap(module)
+                from apnet2_tts_plugin import _host
+
+                _host.load(module, run)
 
             spec.loader.exec_module = exec_module  # of this loader alone: each import has its own
         return spec
-
-
-def _wrap(module):
-    from apnet2_tts_plugin import _host
-
-    _host.wrap(module)
 
 
 def install():
@@ -70,6 +72,9 @@ def install():
     if os.environ.get("APNET2_TTS_PLUGIN") == "0" or Finder in sys.meta_path:
         return
     sys.meta_path.insert(0, Finder)
-    for name in WRAPPED:
-        if name in sys.modules:
-            _wrap(sys.modules[name])
+    loaded = [sys.modules[name] for name in WRAPPED if name in sys.modules]
+    if loaded:
+        from apnet2_tts_plugin import _host
+
+        for module in loaded:
+            _host.wrap(module)

@@ -1,7 +1,7 @@
 """What the hook changes in coqui-tts and its Trainer: a few functions, each left as it is unless the vocoder is ours.
 
-`wrap` is called with each of these modules right after it is loaded. The keys of `WRAPS` are the only names inside
-coqui's modules that the plugin relies on; one that a later coqui-tts has moved is left out with a warning.
+`load` runs each of these modules when it is imported, and then wraps its functions. The keys of `WRAPS` are the only
+names inside coqui's modules that the plugin relies on; one that a later coqui-tts has moved is left out with a warning.
 """
 
 import functools
@@ -10,6 +10,18 @@ import operator
 import sys
 
 logger = logging.getLogger(__name__)
+
+
+def load(module, run) -> None:
+    """Have `run` execute `module`, and wrap it. `tts-server` loads its models right then: stock shows a traceback for
+    each mistake of its user; ours get one line."""
+    try:
+        run(module)
+    except Exception as error:
+        if module.__name__ == "TTS.server.server":
+            _end_in_one_line("tts-server", error)
+        raise
+    wrap(module)
 
 
 def wrap(module) -> None:
@@ -163,8 +175,8 @@ def _vocode(synthesizer, slot: str, output):
 
 def _speak_with_ours(original):
     """`Synthesizer.tts`: stock looks for the vocoder's input in the model's `outputs`, fails on models that answer with
-    a finished waveform alone (XTTS, Bark, Tortoise), takes the first sample of a converted voice for all of it, and has
-    no vocoder in the place of a VITS's own decoder."""
+    a finished waveform alone (XTTS, Bark, Tortoise), takes the first sample of a converted voice for all of it, has no
+    vocoder in the place of a VITS's own decoder, and counts seconds by the acoustic model's sample rate."""
 
     def tts(self, *args, **kwargs):
         if not _has_our_vocoder(self) or self.tts_model is None:
@@ -178,9 +190,11 @@ def _speak_with_ours(original):
         def voice_conversion(*args, **kwargs):
             return [model.voice_conversion(*args, **kwargs)]
 
-        # A view instead of a patched model, because calls may overlap in threads.
-        view = _View(model, synthesize=synthesize, voice_conversion=voice_conversion)
-        return original(_View(self, tts_model=view), *args, **kwargs)
+        # Views instead of patched objects, because calls may overlap in threads.
+        model_view = _View(model, synthesize=synthesize, voice_conversion=voice_conversion)
+        audio = {**self.tts_config.audio, "sample_rate": self.output_sample_rate}
+        config_view = _View(self.tts_config, audio=audio)
+        return original(_View(self, tts_model=model_view, tts_config=config_view), *args, **kwargs)
 
     return tts
 
@@ -230,11 +244,16 @@ def _say_it_in_one_line(original):
         try:
             return original(*args, **kwargs)
         except Exception as error:
-            if type(error).__module__.partition(".")[0] != __package__:
-                raise
-            sys.exit(f"tts: {error}")
+            _end_in_one_line("tts", error)
+            raise
 
     return main
+
+
+def _end_in_one_line(command: str, error: Exception) -> None:
+    """End the process by a line with the error if it is one of ours."""
+    if type(error).__module__.partition(".")[0] == __package__:
+        sys.exit(f"{command}: {error}")
 
 
 def _write_config_whole(original):
@@ -290,6 +309,7 @@ WRAPS = {
         "TTS.download_model_by_name": _add_our_vocoder,
     },
     "TTS.bin.synthesize": {"main": _say_it_in_one_line},
+    "TTS.server.server": {},
     "TTS.utils.manage": {
         "ModelManager.__init__": _list_our_models,
         "ModelManager.download_model": _find_our_models,

@@ -163,3 +163,16 @@ def test_plan_is_not_in_a_pipe(glow_tts, vocoder, tmp_path, capfdbinary):
     paths = *by_path(glow_tts), *vocoder_by_path(vocoder), "--out_path", out
     assert tts("--text", "one", "--pipe_out", *paths) == 0
     assert b"APNet2 speaks" not in capfdbinary.readouterr().out
+
+
+def test_seconds_are_those_of_the_sound(vocoder, tmp_path):
+    """Start and end of sentences, where the vocoder's sample rate is half of the acoustic model's."""
+    api = load(build("glow_tts", tmp_path / "glow", sample_rate=44100), vocoder)
+    speech = api.synthesizer.tts("one two. three.", return_dict=True)
+    assert sum(end - start for start, end in ends(speech)) == pytest.approx((len(speech["wav"]) - 2 * SILENCE) / 22050)
+    (_, first_end), (second_start, _) = ends(speech)
+    assert second_start - first_end == pytest.approx(SILENCE / 22050)
+
+
+def ends(speech: dict) -> list[tuple[float, float]]:
+    return [(segment["start"], segment["end"]) for segment in speech["segments"]]

@@ -1,6 +1,7 @@
 """coqui-tts itself speaks with our vocoder: its command, its Python class and its server, with random small models."""
 
 import logging
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -186,6 +187,18 @@ def test_server(glow_tts, installed_vocoder, monkeypatch, tmp_path):
         out = tmp_path / "out.wav"
         out.write_bytes(answer.data)
         check_wav(out, (FRAMES_PER_TOKEN * len(text) - 1) * HOP)
+
+
+@pytest.mark.slow
+def test_server_refuses_in_one_line(glow_tts, vocoder):
+    """The real command; the mel is only approximate, and that is not allowed."""
+    pytest.importorskip("flask")
+    command = [Path(sys.executable).with_name("tts-server"), *by_path(glow_tts), *vocoder_by_path(vocoder)]
+    environment = os.environ | {"APNET2_STRICT": "1"}
+    end = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert end.returncode == 1
+    assert "tts-server: APNet2 speaks the mel of glow_tts, converted approximately" in end.stderr
+    assert "Traceback" not in end.stderr
 
 
 @pytest.mark.parametrize(
