@@ -1,5 +1,6 @@
 """The plan of a pairing, its words and its expected errors."""
 
+import importlib
 import logging
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from TTS.utils.audio import AudioProcessor
 from TTS.vc.configs.freevc_config import FreeVCConfig
 from TTS.vc.configs.knnvc_config import KNNVCConfig
 
-from apnet2_tts_plugin import pairing, report, trial
+from apnet2_tts_plugin import loader, pairing, report, trial
 from apnet2_tts_plugin.config import Apnet2AudioConfig, Apnet2Config
 from apnet2_tts_plugin.plan import LINEAR, MEL, WAVEFORM, PairingError, Verdict, check_output, make_plan
 
@@ -83,6 +84,25 @@ def test_outputs():
     assert make_plan(SimpleNamespace(model="own", audio={"sample_rate": 22050}), None, VOCODER).output == WAVEFORM
     freevc = make_plan(FreeVCConfig(), None, VOCODER)
     assert (freevc.output, freevc.verdict, freevc.items[0].theirs) == (WAVEFORM, Verdict.APPROXIMATE, "24000")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "rate"),
+    [
+        ("TTS.tts.configs.vits_config", "VitsConfig", 22050),
+        ("TTS.tts.configs.delightful_tts_config", "DelightfulTTSConfig", 22050),
+        ("TTS.tts.configs.xtts_config", "XttsConfig", 24000),
+        ("TTS.tts.configs.bark_config", "BarkConfig", 24000),
+        ("TTS.tts.configs.tortoise_config", "TortoiseConfig", 24000),
+        ("TTS.vc.configs.openvoice_config", "OpenVoiceConfig", 22050),
+    ],
+)
+def test_models_of_waveforms(module, name, rate):
+    config = getattr(importlib.import_module(module), name)()
+    pair = pairing.pair_configs(config, loader.audio_processor(config), VOCODER)
+    assert (pair.plan.output, pair.sample_rate) == (WAVEFORM, rate)
+    assert pair.plan.verdict == (Verdict.SAME if rate == 22050 else Verdict.APPROXIMATE)
+    assert trial.mean_error(pair) < 0.1
 
 
 def test_features_are_refused():
