@@ -9,7 +9,6 @@ of the reference signal that `apnet2 pair` reports. Needs the extra `eval`.
 """
 
 import argparse
-import logging
 import shlex
 import sys
 from dataclasses import dataclass
@@ -73,7 +72,6 @@ class Result:
 def main() -> None:
     """Measure and print a table."""
     args = parse_arguments()
-    logging.disable(logging.INFO)
     try:
         model = load_model(args.model)
         paths = find_audio(args.audio)[-args.last :]

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -25,4 +26,8 @@ def load(path: Path, patch: pytest.MonkeyPatch) -> ModuleType:
 def run(script: ModuleType, patch: pytest.MonkeyPatch, *arguments: object) -> None:
     """Run a loaded script that reads its arguments from `sys.argv`."""
     patch.setattr(sys, "argv", [script.__file__, *map(str, arguments)])
-    script.main()
+    threads = torch.get_num_threads()
+    try:
+        script.main()
+    finally:
+        torch.set_num_threads(threads)

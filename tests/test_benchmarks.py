@@ -51,6 +51,19 @@ def test_quality_compares_a_model_with_griffin_lim(tmp_path, recordings, monkeyp
     assert results[1]["mel_error"] < results[0]["mel_error"]  # random weights do worse than Griffin-Lim
 
 
+def test_pairing_has_a_row_for_each_setting(tmp_path, recordings, monkeypatch, capsys):
+    pairing = scripts.load(scripts.BENCHMARKS / "pairing.py", monkeypatch)
+    titles = ["the vocoder's own", "Tacotron: linear, normalised, clipped", "24 kHz, hop 300, window 1200, FFT 2048"]
+    monkeypatch.setattr(pairing, "SETTINGS", {title: pairing.SETTINGS[title] for title in titles})
+    scripts.run(pairing, monkeypatch, "--model", tiny.save(tmp_path / "model"), "--audio", recordings)
+    header, *rows = cells(capsys.readouterr().out)
+    assert header == ["Settings", "Verdict", "Error, reference", "Error, recordings", "STOI", "PESQ-WB"]
+    assert [row[:2] for row in rows] == list(
+        map(list, zip(titles, ["same", "approximate", "approximate"], strict=True))
+    )
+    assert [row[2] == "0.0 dB" for row in rows] == [True, False, False]
+
+
 @pytest.mark.slow
 def test_segments_has_a_row_per_length(tmp_path, recordings):
     model = tiny.save(tmp_path / "model")
