@@ -85,7 +85,8 @@ PAIR = """\
 Say how well an acoustic model goes with a vocoder, setting by setting. A
 setting is the same, converted exactly, converted approximately (with the mean
 error of the mel in dB on a reference signal, if it alone were different), or
-makes the pair impossible. Only configurations are read, no weights."""
+makes the pair impossible. Only configurations are read, and the file of
+statistics that one may name; no weights."""
 
 PAIR_EXAMPLES = """\
 examples:

@@ -1,15 +1,21 @@
 """Figures for the training log."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from apnet2_tts_plugin.spectra import LogMel
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @torch.inference_mode()
-def spectrogram_figures(log_mel: LogMel, target: Tensor, generated: Tensor) -> dict[str, Figure]:
+def spectrogram_figures(log_mel: LogMel, target: Tensor, generated: Tensor) -> dict[str, "Figure"]:
     """Log-mel spectrograms of two waveforms (N,) and their difference, as one figure."""
+    from matplotlib.figure import Figure  # half a second that speaking can do without
+
     mels = log_mel(torch.stack([target, generated])).cpu().numpy()
     low, high = mels[0].min(), mels[0].max()
     panels = (

@@ -77,10 +77,13 @@ def read_acoustic_config(name_or_path: str | os.PathLike):
     if not path.is_file():
         raise ModelError(f"{name_or_path}: neither a {CONFIG_NAME} nor a model that coqui-tts has downloaded")
     try:
-        config = load_config(path)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError, AssertionError) as error:
+        with warnings.catch_warnings():
+            # coqpit takes all defaults of a section with one value of the wrong type in it
+            warnings.filterwarnings("error", category=UserWarning, module="coqpit")
+            config = load_config(path)
+    except Exception as error:  # coqui-tts raises almost anything
         raise ModelError(f"{path}: not a configuration of coqui-tts ({_reason(error)})") from error
-    if isinstance(config, BaseVocoderConfig) or "audio" not in config:
+    if isinstance(config, BaseVocoderConfig) or not getattr(config, "audio", None):
         raise ModelError(f"{path}: the configuration of a {config.model}, expected an acoustic model's")
     return config
 
@@ -105,9 +108,13 @@ def audio_processor(tts_config) -> AudioProcessor | None:
     if not isinstance(tts_config.audio, BaseAudioConfig):
         return None
     try:
-        return AudioProcessor(tts_config.audio)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:
+        ap = AudioProcessor(tts_config.audio)
+    except Exception as error:  # as it reads a file of statistics, almost anything
         raise ModelError(f"the audio settings of {tts_config.model} cannot work ({_reason(error)})") from error
+    for name in ("hop_length", "win_length"):
+        if getattr(ap, name) < 2:
+            raise ModelError(f"audio.{name} of {tts_config.model}: {getattr(ap, name)}, expected at least 2")
+    return ap
 
 
 def overview() -> Iterator[str]:

@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from TTS.utils.audio import AudioProcessor
 
 from apnet2_tts_plugin import latents
-from apnet2_tts_plugin.plan import LATENT, LINEAR, MEL, PairingError, Plan, Verdict, make_plan, waveform_sample_rate
+from apnet2_tts_plugin.plan import (
+    LATENT,
+    LINEAR,
+    MEL,
+    WAVEFORM,
+    PairingError,
+    Plan,
+    Verdict,
+    make_plan,
+    waveform_sample_rate,
+)
 from apnet2_tts_plugin.spectra import MEL_FLOOR, LogMel, mel_basis
 
 
@@ -35,12 +45,9 @@ class Pairing:
         self.ap = ap
         self.sample_rate = sample_rate
         self.audio = audio
-        if reasons := plan.with_verdict(Verdict.IMPOSSIBLE):
-            item = reasons[0]
-            raise PairingError(
-                f"{plan.model} cannot be followed by this vocoder: {item.name} is {item.theirs}, expected {item.ours} "
-                f"({item.remark})"
-            )
+        if impossible := plan.with_verdict(Verdict.IMPOSSIBLE):
+            reasons = [f"{item.name} is {item.theirs}, expected {item.ours} ({item.remark})" for item in impossible]
+            raise PairingError(f"{plan.model} cannot be followed by this vocoder: {'; '.join(reasons)}")
         self.n_channels = 0
         if plan.output in (MEL, LINEAR):
             self.n_channels = ap.num_mels if plan.output == MEL else ap.fft_size // 2 + 1
@@ -50,14 +57,14 @@ class Pairing:
         """What the vocoder needs for one sentence.
 
         Args:
-            output: The sentence's spectrogram (T, n) as scaled for the acoustic model, or its waveform (N,), (1, N) or
-                (1, 1, N).
+            output: What the plan says: the sentence's spectrogram (T, n) as scaled for the acoustic model, or its
+                waveform (N,), (1, N) or (1, 1, N).
 
         Returns:
             Natural-log mel (1, n_mels, T'), float32 on the CPU, of at least two frames.
 
         Raises:
-            PairingError: if the output is empty, not finite, or neither a spectrogram nor a waveform.
+            PairingError: if the output is empty, not finite, or not what the plan says.
         """
         output = torch.as_tensor(output).detach().cpu().float()
         shape = tuple(output.shape)
@@ -67,9 +74,9 @@ class Pairing:
             raise PairingError(f"{self.plan.model} gave NaN or infinite values: its weights or its input are broken")
         if output.ndim == 2 and shape[1] == self.n_channels:
             return _two_frames(self._convert(output.numpy()))
-        if output.numel() == max(shape):
+        if self.plan.output == WAVEFORM and output.numel() == max(shape):
             return analyse(output.reshape(1, -1), self.sample_rate, self.audio)
-        expected = f"(T, {self.n_channels}) or a waveform" if self.n_channels else "a waveform"
+        expected = "a waveform" if self.plan.output == WAVEFORM else f"a {self.plan.output} (T, {self.n_channels})"
         raise PairingError(f"{self.plan.model} gave an output of shape {shape}, expected {expected}")
 
     def acoustic_model(self, model: nn.Module, vocoder: nn.Module) -> nn.Module:
@@ -134,8 +141,8 @@ class Bands:
     A linear spectrogram is filtered. Mel bands cannot be taken apart, so that from them it is an estimate:
     log(max(B' R (max(B^+ exp(log_mel), 0) / |H|), 1e-5)), with B^+ the pseudo-inverse of the acoustic model's mel
     filters, H the frequency response of its preemphasis, R the step from its grid of frequencies to the vocoder's, and
-    B' the vocoder's filters. The magnitude of speech grows as sqrt(sample rate * window length), between a tone's and a
-    noise's, and is scaled by the ratio of these. Where the bands are equal, nothing else is done.
+    B' the vocoder's filters. The magnitude of noise grows as sqrt(sample rate * window length), and is scaled by the
+    ratio of these; a voice's grows faster, by 1 dB or so. Where the bands are equal, nothing else is done.
     """
 
     def __init__(self, ap: AudioProcessor, audio, output: str = MEL):
@@ -144,6 +151,8 @@ class Bands:
         self.gain = np.sqrt(audio.sample_rate * audio.win_length / (ap.sample_rate * ap.win_length))
         is_same = output == MEL and ours.shape == theirs.shape and np.allclose(ours, theirs, atol=1e-6)
         self.is_same = is_same and not ap.preemphasis
+        if self.is_same:
+            return
         self.to_bins = np.linalg.pinv(theirs) if output == MEL else None
         step = frequency_step(ap.sample_rate, ap.fft_size, audio.sample_rate, audio.fft_size)
         self.to_bands = self.gain * (ours @ step) / preemphasis_response(ap)

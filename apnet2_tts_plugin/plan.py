@@ -3,13 +3,16 @@
 Names of settings are those of coqui's audio configs. Frequencies are in Hz, lengths in samples.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
 from TTS.utils.audio import AudioProcessor
 
 from apnet2_tts_plugin import latents
+from apnet2_tts_plugin.spectra import MEL_FLOOR
 
 MEL, LINEAR, WAVEFORM, LATENT, FEATURES = "mel", "linear spectrogram", "waveform", "latent", "WavLM features"
 OUTPUTS = {
@@ -23,6 +26,9 @@ OUTPUTS = {
     "openvoice": WAVEFORM,
     "knnvc": FEATURES,
 }
+
+# Magnitudes of speech at full scale in dB: softer than the bottom is silence, and few peaks are louder than the top.
+SPEECH_RANGE = {MEL: (-80.0, 20.0), LINEAR: (-80.0, 40.0)}
 
 
 class PairingError(ValueError):
@@ -190,20 +196,33 @@ def _scale_items(ap: AudioProcessor, output: str) -> Iterator[Item]:
 
 def _normalisation(ap: AudioProcessor, output: str) -> Item:
     values = f"{-ap.max_norm if ap.symmetric_norm else 0:g} to {ap.max_norm:g}"
-    floor, top = ap.min_level_db + ap.ref_level_db, ap.ref_level_db
     if not ap.clip_norm:
         return Item("signal_norm", values, "False", Verdict.EXACT, "undone")
-    if output == LINEAR:  # whose peaks in loud speech are far above the usual top of 20 dB; those of a mel are not
-        remark = f"undone, but what is above {top:g} dB was cut in its training"
-        return Item("signal_norm", values, "False", Verdict.APPROXIMATE, remark)
-    return Item("signal_norm", values, "False", Verdict.EXACT, f"undone, from {floor:g} to {top:g} dB")
+    bottom, top = known_range(ap, output)
+    needed_bottom, needed_top = SPEECH_RANGE[output]
+    remark = f"undone; what is below {bottom:.3g} dB or above {top:.3g} dB was cut in its training"
+    is_wide = bottom <= needed_bottom and top >= needed_top
+    return Item("signal_norm", values, "False", Verdict.EXACT if is_wide else Verdict.APPROXIMATE, remark)
+
+
+def known_range(ap: AudioProcessor, output: str) -> tuple[float, float]:
+    """Lowest and highest magnitude in dB that a clipped, normalised spectrogram can have."""
+    ends = ap.min_level_db + ap.ref_level_db, ap.ref_level_db
+    if ap.do_amp_to_db_linear if output == LINEAR else ap.do_amp_to_db_mel:
+        return tuple(end * 20 * math.log10(ap.base) / ap.spec_gain for end in ends)
+    return tuple(20 * math.log10(max(end, MEL_FLOOR)) for end in ends)
 
 
 def _statistics(ap: AudioProcessor, output: str) -> Item:
+    path, scaler = str(ap.stats_path), ap.mel_scaler
     if output == LINEAR:
         remark = "coqui-tts cannot undo the statistics of a linear spectrogram"
-        return Item("stats_path", str(ap.stats_path), "None", Verdict.IMPOSSIBLE, remark)
-    return Item("stats_path", str(ap.stats_path), "None", Verdict.EXACT, "mean and variance are undone")
+        return Item("stats_path", path, "None", Verdict.IMPOSSIBLE, remark)
+    shapes = {np.shape(scaler.mean_), np.shape(scaler.scale_)}
+    if shapes != {(ap.num_mels,)} or not np.isfinite([scaler.mean_, scaler.scale_]).all():
+        remark = f"expected a finite mean and deviation of each of {ap.num_mels} bands in it"
+        return Item("stats_path", path, "None", Verdict.IMPOSSIBLE, remark)
+    return Item("stats_path", path, "None", Verdict.EXACT, "mean and variance are undone")
 
 
 def _equal(name: str, theirs, ours, remark: str, otherwise: Verdict = Verdict.APPROXIMATE) -> Item:

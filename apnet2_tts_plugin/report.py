@@ -22,7 +22,7 @@ def announce(pairing: Pairing) -> Pairing:
     elif strict:
         raise PairingError(f"{summary(pairing)}; APNET2_STRICT allows no approximation")
     else:
-        logger.warning("%s", summary(pairing))
+        logger.warning("%s; `apnet2 pair` tells more", summary(pairing))
     return pairing
 
 
@@ -35,7 +35,7 @@ def summary(pairing: Pairing) -> str:
     settings = ", ".join(item.name for item in plan.with_verdict(plan.verdict))
     if plan.verdict == Verdict.APPROXIMATE:
         error = trial.mean_error(pairing)
-        return f"{what}, converted approximately ({settings}): mean error {error:.1f} dB, see `apnet2 pair`"
+        return f"{what}, converted approximately ({settings}): mean error {error:.1f} dB"
     if plan.verdict == Verdict.EXACT:
         return f"{what}, converted exactly ({settings})"
     return f"{what}{', analysed again' if plan.output == WAVEFORM else ' as it is'}"

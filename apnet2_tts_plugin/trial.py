@@ -5,6 +5,7 @@ Errors are mean absolute differences of log-mels in dB, over all bands and frame
 
 import functools
 import math
+from contextlib import suppress
 
 import numpy as np
 import soxr
@@ -17,6 +18,18 @@ from apnet2_tts_plugin import pairing
 from apnet2_tts_plugin.plan import MEL, WAVEFORM, Plan, Verdict, top_frequency
 
 REFERENCE_RATE = 48000
+PAD_MODES = ("reflect", "constant", "edge", "symmetric")  # those that coqui-tts and NumPy have in common
+NORMALISATION = (
+    "signal_norm",
+    "symmetric_norm",
+    "max_norm",
+    "clip_norm",
+    "min_level_db",
+    "ref_level_db",
+    "spec_gain",
+    "do_amp_to_db_mel",
+    "do_amp_to_db_linear",
+)
 DB_PER_NEPER = 20 * math.log10(math.e)
 
 
@@ -47,13 +60,15 @@ def spectrogram(waveform: np.ndarray, ap: AudioProcessor, output: str = MEL) -> 
     The same as by its own functions, which import for seconds before their first result.
     """
     previous = np.concatenate([np.zeros(1, np.float32), waveform[:-1]])
+    waveform = waveform - np.float32(ap.preemphasis or 0) * previous
+    mode = ap.stft_pad_mode if ap.stft_pad_mode in PAD_MODES else "reflect"
     magnitude = torch.stft(
-        torch.from_numpy(waveform - np.float32(ap.preemphasis or 0) * previous),
+        torch.from_numpy(np.pad(waveform, ap.fft_size // 2, mode=mode)),
         ap.fft_size,
         ap.hop_length,
         ap.win_length,
         torch.hann_window(ap.win_length),
-        pad_mode=ap.stft_pad_mode,
+        center=False,
         return_complex=True,
     ).abs()
     magnitude, has_log = magnitude.numpy(), ap.do_amp_to_db_linear
@@ -79,12 +94,14 @@ def mean_error(paired: pairing.Pairing) -> float:
 def errors(paired: pairing.Pairing) -> dict[str, float]:
     """For each approximate setting the mean error in dB that there would be if it alone were different.
 
-    The range of a linear spectrogram (`signal_norm`) has none: how much of it is cut depends on the loudness.
+    One that coqui-tts does not allow together with the vocoder's other settings is left out.
     """
-    names = [item.name for item in paired.plan.with_verdict(Verdict.APPROXIMATE) if item.name != "signal_norm"]
-    if paired.plan.output == WAVEFORM:
-        return {name: mean_error(paired) for name in names}
-    return {name: mean_error(_with_one_setting(name, paired)) for name in names}
+    found = {}
+    for item in paired.plan.with_verdict(Verdict.APPROXIMATE):
+        with suppress(ValueError, AssertionError):
+            alone = paired if paired.plan.output == WAVEFORM else _with_one_setting(item.name, paired)
+            found[item.name] = mean_error(alone)
+    return found
 
 
 def _with_one_setting(name: str, paired: pairing.Pairing) -> pairing.Pairing:
@@ -94,7 +111,10 @@ def _with_one_setting(name: str, paired: pairing.Pairing) -> pairing.Pairing:
     changes = {name: getattr(ap, name)}
     if name == "sample_rate":
         changes = {key: _even(length * ap.sample_rate / audio.sample_rate) for key, length in lengths.items()}
-        changes |= {"sample_rate": ap.sample_rate, "mel_fmax": min(top_frequency(audio), ap.sample_rate / 2)}
+        changes |= {"sample_rate": ap.sample_rate, "mel_fmax": min(top_frequency(audio), ap.sample_rate // 2)}
+    elif name == "signal_norm":
+        changes = {key: getattr(ap, key) for key in NORMALISATION}
+        changes["log_func"] = "np.log10" if ap.base == 10 else "np.log"
     elif name in lengths:
         lengths[name] = _even(getattr(ap, name) * audio.sample_rate / ap.sample_rate)
         if name == "win_length":
@@ -102,10 +122,10 @@ def _with_one_setting(name: str, paired: pairing.Pairing) -> pairing.Pairing:
         lengths["win_length"] = min(lengths["win_length"], lengths["fft_size"])
         changes = lengths
     elif name == "mel_fmax":
-        changes = {name: min(top_frequency(ap), audio.sample_rate / 2)}
+        changes = {name: min(top_frequency(ap), audio.sample_rate // 2)}
     changed = AudioProcessor(BaseAudioConfig(**{**audio.to_dict(), **changes}))
-    return pairing.Pairing(Plan(paired.plan.model, MEL, ()), changed, changed.sample_rate, audio)
+    return pairing.Pairing(Plan(paired.plan.model, paired.plan.output, ()), changed, changed.sample_rate, audio)
 
 
 def _even(length: float) -> int:
-    return 2 * round(length / 2)
+    return max(2, 2 * round(length / 2))

@@ -89,6 +89,10 @@ def test_where_configs_are_found(apnet2, model, glow, workplace, tmp_path):
         ('{"model": "unheard"}', "not a configuration of coqui-tts"),
         (json.dumps({"model": "glow_tts", "audio": {"preemphasis": 7}}), "not a configuration of coqui-tts"),
         (json.dumps({"model": "glow_tts", "audio": {"stats_path": "none.npy"}}), "none.npy"),
+        (json.dumps({"model": "glow_tts", "audio": {"hop_length": "300"}}), "Failed to deserialize field: audio"),
+        (json.dumps({"model": "glow_tts", "audio": None}), "a glow_tts, expected an acoustic model's"),
+        (json.dumps({"model": "glow_tts", "audio": {"hop_length": 1}}), "audio.hop_length of glow_tts: 1"),
+        (json.dumps({"data": {}, "model": {}}), "not a configuration of coqui-tts"),
         (json.dumps(HifiganConfig().to_dict()), "a hifigan, expected an acoustic model's"),
     ],
 )

@@ -14,7 +14,7 @@ from TTS.vc.configs.knnvc_config import KNNVCConfig
 
 from apnet2_tts_plugin import loader, pairing, report, trial
 from apnet2_tts_plugin.config import Apnet2AudioConfig, Apnet2Config
-from apnet2_tts_plugin.plan import LINEAR, MEL, WAVEFORM, PairingError, Verdict, check_output, make_plan
+from apnet2_tts_plugin.plan import LINEAR, MEL, WAVEFORM, PairingError, Verdict, check_output, known_range, make_plan
 
 SAME = dict(mel_fmax=8000.0, log_func="np.log", spec_gain=1, signal_norm=False)
 VOCODER = Apnet2Config()
@@ -70,15 +70,53 @@ def test_bands_that_end_below_ours_are_told():
 
 def test_cut_peaks_of_a_linear_spectrogram_are_told():
     """coqui's default range ends at 20 dB, below the peaks of loud speech, but above those of its mel."""
-    clipped = dict(signal_norm=True, do_amp_to_db_linear=True)
+    clipped = dict(signal_norm=True, log_func="np.log10", spec_gain=20)
     plan = make_plan(*sides("tacotron", **clipped))
     assert [item.name for item in plan.with_verdict(Verdict.APPROXIMATE)] == ["signal_norm"]
     assert make_plan(*sides("tacotron", **clipped, clip_norm=False)).verdict == Verdict.EXACT
+    assert make_plan(*sides("tacotron", **clipped, ref_level_db=40)).verdict == Verdict.APPROXIMATE  # starts at -60
+    assert make_plan(*sides("tacotron", **clipped, ref_level_db=40, min_level_db=-120)).verdict == Verdict.EXACT
     assert make_plan(*sides("glow_tts", **clipped)).verdict == Verdict.EXACT
 
 
+@pytest.mark.parametrize(
+    ("settings", "ends"),
+    [
+        (dict(log_func="np.log10", spec_gain=20), (-80, 20)),
+        (dict(log_func="np.log10", spec_gain=10), (-160, 40)),
+        (dict(log_func="np.log", spec_gain=20), (-80 * 0.4343, 20 * 0.4343)),
+        (dict(do_amp_to_db_mel=False), (-100, 26.02)),
+        (dict(log_func="np.log10", spec_gain=20, min_level_db=-60), (-40, 20)),
+    ],
+)
+def test_range_of_a_clipped_mel_is_in_decibels(settings, ends):
+    """Exact only if all speech is in it; otherwise the error is that of what was cut."""
+    pair = pairing.pair_configs(*sides(signal_norm=True, **settings))
+    assert known_range(pair.ap, MEL) == pytest.approx(ends, abs=0.01)
+    is_wide = ends[0] <= -80 and ends[1] >= 20
+    assert pair.plan.verdict == (Verdict.EXACT if is_wide else Verdict.APPROXIMATE)
+    if not is_wide:
+        assert trial.errors(pair) == {"signal_norm": pytest.approx(trial.mean_error(pair))}
+        assert trial.mean_error(pair) > 1
+
+
+@pytest.mark.parametrize(("size", "value"), [(40, 1.0), (80, float("nan"))])
+def test_statistics_of_other_bands_are_refused(size, value):
+    acoustic, ap, vocoder = sides()
+    ap.signal_norm, ap.stats_path = True, "stats.npy"
+    ap.mel_scaler = SimpleNamespace(mean_=np.zeros(size), scale_=np.full(size, value))
+    with pytest.raises(PairingError, match="stats_path is stats.npy.*each of 80 bands"):
+        pairing.pair_configs(acoustic, ap, vocoder)
+
+
+def test_all_reasons_are_named():
+    acoustic, ap, vocoder = sides(preemphasis=1.0, log_func="np.log2")
+    with pytest.raises(PairingError, match="preemphasis is 1.*; log_func is unknown"):
+        pairing.pair_configs(acoustic, ap, vocoder)
+
+
 def test_outputs():
-    linear = make_plan(*sides("tacotron", do_amp_to_db_linear=True))
+    linear = make_plan(*sides("tacotron"))
     assert (linear.output, linear.verdict) == (LINEAR, Verdict.EXACT)
     assert make_plan(*sides("vits")).output == WAVEFORM
     assert make_plan(SimpleNamespace(model="own", audio={"sample_rate": 22050}), None, VOCODER).output == WAVEFORM
@@ -143,6 +181,8 @@ def test_mean_error_is_that_of_an_independent_computation():
         {},
         dict(signal_norm=True, log_func="np.log10", spec_gain=20, do_amp_to_db_linear=False),
         dict(preemphasis=0.97, stft_pad_mode="constant", win_length=800, do_amp_to_db_mel=False),
+        dict(stft_pad_mode="edge"),
+        dict(stft_pad_mode="symmetric"),
     ],
 )
 def test_their_spectrogram_is_theirs(output, settings):
@@ -155,14 +195,21 @@ def test_their_spectrogram_is_theirs(output, settings):
     assert difference.mean() < 3e-5 and difference.max() < 0.1  # where a linear bin is all but 0
 
 
-def test_errors_single_out_a_setting():
-    far = dict(sample_rate=16000, hop_length=200, win_length=800, preemphasis=0.9, mel_fmin=40.0, num_mels=60)
-    pair = pairing.pair_configs(*sides(**far))
+@pytest.mark.parametrize("model", ["glow_tts", "tacotron"])
+def test_errors_single_out_a_setting(model):
+    far = dict(sample_rate=11025, fft_size=512, hop_length=120, win_length=400, preemphasis=0.9, stft_pad_mode="edge")
+    bands = dict(mel_fmin=40.0, mel_fmax=5000.0, num_mels=60)
+    pair = pairing.pair_configs(*sides(model, **far, **bands))
     errors = trial.errors(pair)
     assert list(errors) == [item.name for item in pair.plan.with_verdict(Verdict.APPROXIMATE)]
-    assert all(0 < error < 1.5 * trial.mean_error(pair) for error in errors.values())
-    alone = pairing.pair_configs(*sides(num_mels=60))
-    assert errors["num_mels"] == pytest.approx(trial.mean_error(alone))
+    for name in {"preemphasis", "num_mels", "mel_fmin", "mel_fmax", "stft_pad_mode"} & set(errors):
+        alone = pairing.pair_configs(*sides(model, **{name: (far | bands)[name]}))
+        assert errors[name] == pytest.approx(trial.mean_error(alone)), name
+
+
+@pytest.mark.parametrize("mode", ["edge", "symmetric", "center"])
+def test_any_padding_can_be_announced(mode):
+    report.announce(pairing.pair_configs(*sides(stft_pad_mode=mode)))
 
 
 def test_reference_is_like_speech():
