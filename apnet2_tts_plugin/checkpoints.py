@@ -165,7 +165,7 @@ class _Part(NamedTuple):
 
 
 def _generator_part(state: dict[str, Any], source: Path) -> _Part:
-    advice = "set amplitude, phase, amplitude_start and audio as in the configuration of these weights"
+    advice = "set amplitude, phase, amplitude_start, input and audio as in the configuration of these weights"
     return _Part(("generator",), state, source, advice)
 
 
@@ -182,11 +182,12 @@ def _file_to_restore(path: Path) -> Path:
     checkpoints = sorted(path.glob("*.pth"))
     if len(checkpoints) == 1:
         return checkpoints[0]
-    if (path / WEIGHTS_NAME).is_file():
-        return path / WEIGHTS_NAME
+    for preferred in (path / WEIGHTS_NAME, path / "best_model.pth"):
+        if preferred.is_file():
+            return preferred
     found = ", ".join(file.name for file in checkpoints) or "none"
     raise CheckpointError(
-        f"{path}: expected one .pth file or {WEIGHTS_NAME} in it, found {found}; name the file to use"
+        f"{path}: expected one .pth file, {WEIGHTS_NAME} or best_model.pth in it, found {found}; name the file to use"
     )
 
 

@@ -234,17 +234,18 @@ def _export(arguments: argparse.Namespace) -> int:
 def _say_what_next(written: list, out: str) -> None:
     for path in written:
         print(f"wrote {path}")
-    print(f"try it:     apnet2 vocode IN.wav OUT.wav --model {out}")
+    print(f"try it:     apnet2 vocode IN OUT.wav --model {out}")
     print(f"name it:    apnet2 install {out} --name NAME")
 
 
 def _install(arguments: argparse.Namespace) -> int:
     from apnet2_tts_plugin import loader, store
 
-    loader.load_model(os.path.abspath(arguments.folder))  # a path, even where a model has the folder's name
+    model = loader.load_model(os.path.abspath(arguments.folder))  # a path, even where a model has the folder's name
     folder = store.install(arguments.folder, arguments.name)
     print(f"installed {folder}")
-    print(f"use it:  apnet2 vocode IN.wav OUT.wav --model {arguments.name}")
+    file = "IN.wav" if model.config.input == "mel" else "LATENT.npy"
+    print(f"use it:  apnet2 vocode {file} OUT.wav --model {arguments.name}")
     print(f"         tts --text TEXT --vocoder_name {arguments.name} --out_path OUT.wav")
     return 0
 

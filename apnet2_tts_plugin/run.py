@@ -94,6 +94,7 @@ class Run:
         if trainer.continue_run and distributed.rank() == 0:
             for path in self.folder.glob(".*.tmp"):  # what a kill left of a save
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+            checkpoints.save_config(trainer.config, self.folder)
         distributed.share_weights(self.model)
         self._check_same_files()
         if distributed.rank() > 0:

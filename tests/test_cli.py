@@ -147,7 +147,7 @@ def test_import(apnet2, workplace):
     status, out, err = apnet2("import", "g_00000007", "--out", "new/model")
     assert (status, err) == (0, "")
     assert out.splitlines()[:2] == ["wrote new/model/config.json", "wrote new/model/model.safetensors"]
-    assert "apnet2 vocode IN.wav OUT.wav --model new/model" in out
+    assert "apnet2 vocode IN OUT.wav --model new/model" in out
     assert files(workplace / "new") == ["model/config.json", "model/model.safetensors"]
     an_npy(random_mel())
     assert apnet2("vocode", "in.npy", "out.wav", "--model", "new/model") == (0, "", "")

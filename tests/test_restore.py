@@ -103,6 +103,7 @@ def test_safetensors(dtype, trained, model, tmp_path):
         (["model.safetensors", "checkpoint_5.pth"], "generator and discriminators of checkpoint_5.pth"),
         (["best_model.pth"], "generator and discriminators of best_model.pth"),
         (["model.safetensors", "checkpoint_5.pth", "best_model.pth"], "generator of model.safetensors;"),
+        (["checkpoint_5.pth", "best_model.pth"], "generator and discriminators of best_model.pth"),
     ],
 )
 def test_folders(names, taken, trained, model, tmp_path):
@@ -122,7 +123,8 @@ def test_folders(names, taken, trained, model, tmp_path):
 def test_folders_that_are_refused(names, found, model, tmp_path):
     for name in names:
         (tmp_path / name).touch()
-    refused(model, tmp_path, f"{tmp_path}: expected one .pth file or model.safetensors", found, "name the file")
+    expected = f"{tmp_path}: expected one .pth file, model.safetensors or best_model.pth"
+    refused(model, tmp_path, expected, found, "name the file")
 
 
 def test_exported_and_imported_folders(trained, model, tmp_path):

@@ -316,10 +316,14 @@ def test_the_configuration_of_a_run_is_written_whole(corpus, tmp_path, monkeypat
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(json, "dump", fail)
+    monkeypatch.setattr(Path, "write_text", fail)
     with pytest.raises(OSError, match="disk full"):
         make_trainer(resumable_config(corpus, tmp_path), continue_path=str(folder))
     assert (folder / "config.json").read_text() == before
+    monkeypatch.undo()
+    (folder / "config.json").write_text(before.replace('"epochs": 1,', '"epochs": 2,'))
+    continued = make_trainer(resumable_config(corpus, tmp_path), continue_path=str(folder))
+    assert continued.config.epochs == json.loads((folder / "config.json").read_text())["epochs"] == 2
 
 
 def full_disk():
@@ -415,9 +419,10 @@ def same_minute(monkeypatch):
 def test_a_second_run_of_the_same_minute_is_refused(corpus, tmp_path, same_minute):
     config = resumable_config(corpus, tmp_path)
     folder = Path(make_trainer(config).output_path)
-    before = (folder / "checkpoint_0.pth").read_bytes()
+    before, settings = (folder / "checkpoint_0.pth").read_bytes(), (folder / "config.json").read_bytes()
     with pytest.raises(ConfigError, match=r"run_name: 'test', expected another .* start again in a minute") as error:
-        make_trainer(config)
+        make_trainer(resumable_config(corpus, tmp_path, batch_size=3))
+    assert (folder / "config.json").read_bytes() == settings
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
     assert names(folder) == {"checkpoint_0.pth"} and (folder / "checkpoint_0.pth").read_bytes() == before
 
