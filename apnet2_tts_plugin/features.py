@@ -1,6 +1,10 @@
-"""Features to train on, computed once for a whole corpus and kept in files beside the audio (config `feature_path`)."""
+"""Features to train on, computed once for a whole corpus and kept in files beside the audio (config `feature_path`).
+
+Those that a trained model of coqui's computes begin with its checkpoint (`find_checkpoint`).
+"""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,11 +13,13 @@ import numpy as np
 import soundfile as sf
 from tqdm import tqdm
 
-from apnet2_tts_plugin.checkpoints import write_atomically
+from apnet2_tts_plugin.checkpoints import CheckpointError, write_atomically
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+TABLES = ("speakers.pth", "language_ids.pth")  # that coqui writes beside its checkpoints
 
 
 def write_features(
@@ -23,7 +29,8 @@ def write_features(
 
     Those of `data_path/a/b.wav` become `feature_path/a/b.npy`. A file whose features are there and not older than its
     audio is done already, so that an interrupted run goes on where it stopped. One that cannot be read, or of which
-    `compute` says by an error of this package that it cannot be used, is named in the log and left out.
+    `compute` says by an error of this package that it cannot be used, is named in the log and left out, and what was
+    made of it before is removed.
 
     Args:
         paths: Audio files below `data_path`.
@@ -41,7 +48,9 @@ def write_features(
     n_written = 0
     for path, target in tqdm(targets.items(), desc="Computing features", unit="file", disable=None, leave=False):
         features = attempt(path, compute, path)
-        if features is not None:
+        if features is None:
+            target.unlink(missing_ok=True)
+        else:
             write_array(target, features)
             n_written += 1
     if n_written < len(targets):
@@ -74,11 +83,37 @@ def attempt(path: Path, function: Callable[..., T], *arguments: Any) -> T | None
 
 
 def write_array(path: Path, features: np.ndarray) -> None:
-    """Write a `.npy` file in float32, whole or not at all; missing folders are made."""
+    """Write a `.npy` file in float32, whole or not at all; missing folders are made.
+
+    Raises:
+        OSError: if it cannot be written; the message is one line that names it.
+    """
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:  # given a name, NumPy would add a suffix to it
             np.save(file, np.asarray(features, dtype=np.float32))
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, write)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, write)
+    except OSError as error:  # NumPy's own, of a disk that is full, has a message alone
+        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def find_checkpoint(path: str | os.PathLike[Any]) -> Path:
+    """`path`, or the checkpoint to take in the folder `path`: `best_model.pth`, or else the only one.
+
+    Raises:
+        CheckpointError: if there is none, or several and no `best_model.pth`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder, expected a trained model of coqui's")
+    if not path.is_dir():
+        return path
+    found = sorted(file for file in path.glob("*.pth") if file.name not in TABLES)
+    best = path / "best_model.pth"
+    if best not in found and len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise CheckpointError(f"{path}: expected {best.name} or one other .pth file, found {names}; name the file")
+    return best if best in found else found[0]

@@ -11,15 +11,40 @@ from TTS.config import load_config
 from TTS.tts.configs.shared_configs import BaseDatasetConfig, BaseTTSConfig
 from TTS.tts.datasets import load_tts_samples
 
-from apnet2_tts_plugin import distributed, teacher_forcing
-from apnet2_tts_plugin.checkpoints import CONFIG_NAME
+from apnet2_tts_plugin import distributed, pairing, report, teacher_forcing
+from apnet2_tts_plugin.checkpoints import CONFIG_NAME, restore
 from apnet2_tts_plugin.config import Apnet2Config
-from apnet2_tts_plugin.corpus import DataError, find_audio, split
+from apnet2_tts_plugin.corpus import DataError, split
+from apnet2_tts_plugin.features import find_checkpoint
 from apnet2_tts_plugin.loader import read_config
 from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.teacher_forcing import Sample
 
 FEATURES = "teacher_forced"  # folder of recordings and mels in the output folder
+INHERITED = (  # of the vocoder to start from: sizes, analysis and losses
+    "audio",
+    "amplitude",
+    "phase",
+    "amplitude_start",
+    "input",
+    "latent_channels",
+    "speaker_channels",
+    "mpd_periods",
+    "mpd_channels",
+    "mrd_resolutions",
+    "mrd_channels",
+    "loss_weights",
+    "discriminator_loss_weights",
+    "seq_len",
+)
+LEAST = {  # value of an argument
+    "extraction_batch_size": 1,
+    "eval_split_size": 1,
+    "batch_size": 1,
+    "grad_accum_steps": 1,
+    "steps": 1,
+    "num_loader_workers": 0,
+}
 
 
 class FinetuningError(ValueError):
@@ -53,6 +78,20 @@ def parse_args(description: str, recipe: Path, argv: list[str] | None = None) ->
     args.data_path = args.data_path or str(recipe.parent / "LJSpeech-1.1")
     args.output_path = args.output_path or str(recipe)
     return args
+
+
+def check_args(args: FinetuningArgs) -> None:
+    """Refuse numbers that cannot work.
+
+    Raises:
+        FinetuningError: with the argument, its value and what is allowed.
+    """
+    for name, least in LEAST.items():
+        value = getattr(args, name)
+        if value < least:
+            raise FinetuningError(f"--{name}: {value}, expected at least {least}")
+    if not 0 < args.lr < float("inf"):
+        raise FinetuningError(f"--lr: {args.lr}, expected a number above 0")
 
 
 def vocoder_config(restore_path: str) -> Apnet2Config:
@@ -92,42 +131,53 @@ def ljspeech_samples(data_path: str) -> list[Sample]:
     return [Sample(Path(item["audio_file"]), item["text"], item["speaker_name"]) for item in items]
 
 
-def extract_mels(args: FinetuningArgs, models: tuple[str, ...], config: Apnet2Config) -> list[Path]:
+def recordings_of(args: FinetuningArgs, samples: list[Sample]) -> list[Path]:
+    """What `extract_mels` makes of the recordings; those that cannot be used are among them."""
+    return [Path(args.output_path, FEATURES, "wavs", sample.path.name) for sample in samples]
+
+
+def extract_mels(args: FinetuningArgs, models: tuple[str, ...], config: Apnet2Config, samples: list[Sample]) -> None:
     """Write recordings and mels to train on, unless they are there; this process its share of them.
 
     Args:
         args: The arguments.
         models: coqui's names of the acoustic models that the recipe is for.
-        config: The configuration of the vocoder to start from.
-
-    Returns:
-        The recordings that all processes write together; those that could not be used are among them.
+        config: The configuration of the vocoder.
+        samples: LJSpeech, see `ljspeech_samples`.
 
     Raises:
         FinetuningError: if no acoustic model is named, or it is another than those.
+        CheckpointError: if the acoustic model has no checkpoint.
         TeacherForcingError: if the acoustic model cannot be loaded or forced, or the folder has mels of another.
-        PairingError: if the vocoder cannot follow the acoustic model.
-        DataError: if there is no LJSpeech.
+        PairingError: if the vocoder cannot follow the acoustic model, see `report.announce` too.
+        DataError: if no recording can be used, as far as a single process can tell.
+        OSError: if a file cannot be written.
     """
     if not args.tts_path:
         raise FinetuningError("--tts_path: none, expected the folder of a trained acoustic model")
     data_path, out = Path(args.data_path), Path(args.output_path, FEATURES)
-    samples = ljspeech_samples(args.data_path)
     model = teacher_forcing.load_acoustic_model(args.tts_path, "cuda" if torch.cuda.is_available() else "cpu")
     if model.config.model not in models:
         raise FinetuningError(f"{args.tts_path}: a {model.config.model}, this recipe is for {' and '.join(models)}")
-    teacher_forcing.claim(out, teacher_forcing.find_checkpoint(Path(args.tts_path)), data_path, config)
+    paired = report.announce(pairing.pair(model, config))
+    teacher_forcing.claim(out, find_checkpoint(args.tts_path), samples, data_path, config)
     share = samples[args.rank :: distributed.n_launched(args)]
-    teacher_forcing.extract(model, share, data_path / "wavs", out, config, args.extraction_batch_size)
-    return [out / "wavs" / sample.path.name for sample in samples]
+    n_left_out = teacher_forcing.extract(model, share, data_path / "wavs", out, paired, args.extraction_batch_size)
+    if n_left_out == len(samples):
+        raise DataError(f"{data_path}: none of {n_left_out} samples can be used, for the reasons in the log")
 
 
-def make_config(args: FinetuningArgs, config: Apnet2Config, run_name: str, recordings: list[Path]) -> Apnet2Config:
-    """The configuration of a new run: sizes, analysis and losses of the vocoder to start from, and what is set here."""
+def make_config(args: FinetuningArgs, source: Apnet2Config, run_name: str, recordings: list[Path]) -> Apnet2Config:
+    """The configuration of a new run: sizes, analysis and losses of the vocoder to start from, and what is set here.
+
+    Raises:
+        DataError: if there are too few recordings.
+        ConfigError: if a setting makes no sense.
+    """
     features = Path(args.output_path, FEATURES)
     train_files, _ = split(recordings, args.eval_split_size)
     step_size = args.batch_size * args.grad_accum_steps * distributed.n_launched(args)
-    settings = dict(
+    settings = {name: source[name] for name in INHERITED} | dict(
         run_name=run_name,
         output_path=args.output_path,
         data_path=str(features / "wavs"),
@@ -153,10 +203,7 @@ def make_config(args: FinetuningArgs, config: Apnet2Config, run_name: str, recor
         lr_scheduler_disc_params={"gamma": 0.999},
         scheduler_after_epoch=True,
     )
-    for name, value in settings.items():
-        config[name] = value
-    config.check_values()
-    return config
+    return Apnet2Config(**settings)
 
 
 def finetune(args: FinetuningArgs, models: tuple[str, ...], run_name: str) -> None:
@@ -170,11 +217,14 @@ def finetune(args: FinetuningArgs, models: tuple[str, ...], run_name: str) -> No
     distributed.adopt_launcher(args)
     try:
         if args.continue_path:  # an interrupted run goes on with its own configuration, and has all of its mels
-            config = load_config(os.path.join(args.continue_path, CONFIG_NAME))
+            config, recordings = load_config(os.path.join(args.continue_path, CONFIG_NAME)), []
         else:
-            config = vocoder_config(args.restore_path)
-            config = make_config(args, config, run_name, extract_mels(args, models, config))
-        recordings = find_audio(config.data_path)
+            check_args(args)
+            source, samples = vocoder_config(args.restore_path), ljspeech_samples(args.data_path)
+            recordings = recordings_of(args, samples)
+            config = make_config(args, source, run_name, recordings)
+            restore(Apnet2(config), args.restore_path)  # what cannot be restored is known before the hours of mels
+            extract_mels(args, models, config, samples)
         trainer = Trainer(
             args,
             config,
@@ -187,4 +237,7 @@ def finetune(args: FinetuningArgs, models: tuple[str, ...], run_name: str) -> No
         )
     except (ValueError, OSError, distributed.LaunchError) as error:
         sys.exit(f"error: {error}\nrecipes/ljspeech/README.md tells how to fine-tune, and what it needs.")
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
     trainer.fit()

@@ -25,7 +25,7 @@ from apnet2_tts_plugin.checkpoints import read_tensors, write_atomically
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.corpus import AudioFile
 from apnet2_tts_plugin.data import read_audio
-from apnet2_tts_plugin.features import write_features
+from apnet2_tts_plugin.features import find_checkpoint, write_features
 
 if TYPE_CHECKING:
     from TTS.tts.configs.vits_config import VitsConfig
@@ -194,7 +194,9 @@ def write_latents(vits: "Vits", files: list[AudioFile], data_path: str | Path, f
         Number of files written; those that were there already do not count.
 
     Raises:
-        LatentError: if a file has another sample rate than the VITS, or the folder has latents of another VITS.
+        LatentError: if a file has another sample rate than the VITS, the folder has latents of another VITS, or, when
+            all others are written, files have no latent: training would miss it.
+        OSError: if a file cannot be written.
     """
     rate = vits.config.audio.sample_rate
     for file in files:
@@ -206,12 +208,22 @@ def write_latents(vits: "Vits", files: list[AudioFile], data_path: str | Path, f
         seed = zlib.crc32(path.relative_to(data_path).as_posix().encode())
         return encode(vits, read_audio(path, rate), generator=torch.Generator().manual_seed(seed))
 
-    return write_features([file.path for file in files], Path(data_path), Path(feature_path), compute)
+    paths = [file.path for file in files]
+    n_written = write_features(paths, Path(data_path), Path(feature_path), compute)
+    places = (Path(feature_path, path.relative_to(data_path).with_suffix(".npy")) for path in paths)
+    missing = [str(path) for path, place in zip(paths, places, strict=True) if not place.is_file()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise LatentError(f"{', '.join(missing[:3])}{more}: no latent, for the reason in the log; mend or remove them")
+    return n_written
 
 
 def _claim(folder: Path, vits: "Vits") -> None:
     """Note in `folder` which VITS its latents are of, or compare it with what is noted there."""
-    digest = hashlib.sha256()
+    audio, args = vits.config.audio, vits.args
+    analysis = (audio.sample_rate, audio.fft_size, audio.hop_length, audio.win_length)
+    settings = (*analysis, latent_hop(vits.config), args.encoder_sample_rate, args.interpolate_z)
+    digest = hashlib.sha256(repr(settings).encode())
     for name, tensor in sorted(vits.posterior_encoder.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     note, own = folder / "vits.sha256", digest.hexdigest()
@@ -228,21 +240,17 @@ def load_encoder(path: str | os.PathLike[Any]) -> "Vits":
     Neither its characters nor a phonemizer are needed, nor the decoder that it was trained with.
 
     Args:
-        path: Folder with `config.json` and a checkpoint, which is the only `.pth` file or else `best_model.pth`; or
-            the checkpoint itself, with `config.json` beside it.
+        path: Folder with `config.json` and a checkpoint, as `features.find_checkpoint` takes it; or the checkpoint
+            itself, with `config.json` beside it.
 
     Raises:
         LatentError: if there is no VITS, or one of several speakers.
-        CheckpointError: if the checkpoint cannot be read.
+        CheckpointError: if there is no checkpoint, or it cannot be read.
     """
     from TTS.tts.models.vits import Vits
 
-    path = Path(path)
-    if not path.exists():
-        raise LatentError(f"{path}: no such file or folder, expected a trained VITS")
-    folder = path if path.is_dir() else path.parent
-    config = _read_config(folder / "config.json")
-    checkpoint = _checkpoint(folder) if path == folder else path
+    checkpoint = find_checkpoint(path)
+    config = _read_config(checkpoint.with_name("config.json"))
     state = read_tensors(checkpoint).get("model")
     if not isinstance(state, dict):
         raise LatentError(f"{checkpoint}: no 'model' in it, expected a checkpoint of coqui's Trainer")
@@ -255,16 +263,6 @@ def load_encoder(path: str | os.PathLike[Any]) -> "Vits":
         reason = " ".join(str(error).split())
         raise LatentError(f"{checkpoint}: no posterior encoder of these sizes in it ({reason[:200]})") from error
     return vits
-
-
-def _checkpoint(folder: Path) -> Path:
-    found = sorted(folder.glob("*.pth"))
-    if len(found) == 1:
-        return found[0]
-    if folder / "best_model.pth" in found:
-        return folder / "best_model.pth"
-    names = ", ".join(path.name for path in found) or "none"
-    raise LatentError(f"{folder}: expected one .pth file or best_model.pth in it, found {names}; name the file to use")
 
 
 def _read_config(path: Path) -> "VitsConfig":

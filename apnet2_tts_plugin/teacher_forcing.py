@@ -34,12 +34,12 @@ from TTS.tts.utils.helpers import sequence_mask
 from TTS.utils.audio import AudioProcessor
 from TTS.utils.audio.numpy_transforms import rms_volume_norm
 
-from apnet2_tts_plugin import pairing, report
 from apnet2_tts_plugin.checkpoints import write_atomically
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.corpus import DataError
 from apnet2_tts_plugin.data import read_audio
-from apnet2_tts_plugin.features import attempt, pending, write_array
+from apnet2_tts_plugin.features import attempt, find_checkpoint, pending, write_array
+from apnet2_tts_plugin.pairing import Pairing
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +96,10 @@ def load_acoustic_model(path: str | os.PathLike, device: str = "cpu") -> BaseTTS
         device: Where to run it.
 
     Raises:
+        CheckpointError: if there is no checkpoint.
         TeacherForcingError: if it cannot be loaded, or is none that can be forced.
     """
-    checkpoint = find_checkpoint(Path(path))
+    checkpoint = find_checkpoint(path)
     try:
         config = load_config(checkpoint.with_name("config.json"))
         model = setup_model(config)
@@ -111,24 +112,6 @@ def load_acoustic_model(path: str | os.PathLike, device: str = "cpu") -> BaseTTS
     if isinstance(model, BaseTacotron):  # of the second decoder only the loss of its training has a use
         model.double_decoder_consistency = model.bidirectional_decoder = False
     return model.to(device)
-
-
-def find_checkpoint(path: Path) -> Path:
-    """`path`, or the checkpoint to take in the folder `path`.
-
-    Raises:
-        TeacherForcingError: if there is none, or several and no `best_model.pth`.
-    """
-    if not path.exists():
-        raise TeacherForcingError(f"{path}: no such file or folder, expected a trained acoustic model")
-    if not path.is_dir():
-        return path
-    found = sorted(file for file in path.glob("*.pth") if file.name not in ("speakers.pth", "language_ids.pth"))
-    best = path / "best_model.pth"
-    if best not in found and len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise TeacherForcingError(f"{path}: expected {best.name} or one other .pth file, found {names}; name the file")
-    return best if best in found else found[0]
 
 
 def check(model: BaseTTS) -> None:
@@ -160,7 +143,7 @@ def load_audio(path: Path, ap: AudioProcessor) -> np.ndarray:
     another rate as they are.
 
     Raises:
-        DataError: if it cannot be read, or nothing but silence is in it.
+        DataError: if it cannot be read, nothing but silence is in it, or it is too quiet to make it as loud as that.
     """
     waveform = read_audio(path, ap.sample_rate)
     if ap.do_trim_silence:
@@ -171,6 +154,8 @@ def load_audio(path: Path, ap: AudioProcessor) -> np.ndarray:
         waveform = ap.sound_norm(waveform)
     if ap.do_rms_norm:
         waveform = rms_volume_norm(x=waveform, db_level=ap.db_level)
+    if not np.isfinite(waveform).all():
+        raise DataError(f"{path}: NaN or infinite samples when made as loud as the acoustic model's settings say")
     return waveform.astype(np.float32)
 
 
@@ -273,31 +258,31 @@ def extract(
     samples: list[Sample],
     data_path: Path,
     out: Path,
-    vocoder_config: Apnet2Config,
+    paired: Pairing,
     batch_size: int = 16,
 ) -> int:
     """Write what a vocoder is to be fine-tuned on: recordings below `out/wavs`, their mels below `out/mels`.
 
     The recording `data_path/a.wav` becomes `out/wavs/a.wav`, as the acoustic model heard it but at the vocoder's rate,
     and `out/mels/a.npy`, natural-log (n_mels, T), T = n // hop_length + 1 for its n samples. Samples that are done are
-    not done again; those that cannot be used are named in the log and left out.
+    not done again; those that cannot be used are named in the log and left out, and what was made of them before is
+    removed.
 
     Args:
         model: The acoustic model, as `check` allows.
         samples: What to do; several processes may each take a part.
         data_path: Folder with the recordings.
         out: Folder to write to; made if need be.
-        vocoder_config: The vocoder's configuration.
+        paired: The model paired with the vocoder, see `pairing.pair`.
         batch_size: Samples of about the same length that go through the model together.
 
     Returns:
         Number of samples left out.
 
     Raises:
-        PairingError: if the vocoder cannot follow the acoustic model, see `report.announce` too.
-        TeacherForcingError: if a speaker is none of the model's, or a file cannot be written.
+        TeacherForcingError: if a speaker is none of the model's, or a recording cannot be written.
+        OSError: if a mel cannot be written.
     """
-    paired = report.announce(pairing.pair(model, vocoder_config))
     by_path = {sample.path: sample for sample in samples}
     targets = pending(list(by_path), data_path, out / "mels")
     with tqdm(total=len(targets), desc="Predicting mels", unit="file", disable=None, leave=False) as bar:
@@ -306,14 +291,20 @@ def extract(
                 aligned = attempt(sample.path, _aligned, paired, output, waveform)
                 if aligned is not None:
                     mel, waveform = aligned
-                    wav = out / "wavs" / sample.path.relative_to(data_path).with_suffix(".wav")
-                    _write_wav(wav, waveform, paired.audio.sample_rate)
-                    write_array(targets[sample.path], mel)  # last: it stands for both
+                    _write_wav(_wav(sample.path, data_path, out), waveform, paired.audio.sample_rate)
+                    write_array(targets.pop(sample.path), mel)  # last: it stands for both
             bar.update(len(batch))
-    n_left_out = len(pending(list(targets), data_path, out / "mels"))
-    if n_left_out:
-        logger.warning("Left out %d of %d samples", n_left_out, len(samples))
-    return n_left_out
+    for path, target in targets.items():
+        target.unlink(missing_ok=True)
+        _wav(path, data_path, out).unlink(missing_ok=True)
+    if targets:
+        logger.warning("Left out %d of %d samples", len(targets), len(samples))
+    return len(targets)
+
+
+def _wav(path: Path, data_path: Path, out: Path) -> Path:
+    """Where the recording `path` goes."""
+    return out / "wavs" / path.relative_to(data_path).with_suffix(".wav")
 
 
 def _batches(samples: list[Sample], batch_size: int) -> list[list[Sample]]:
@@ -331,7 +322,7 @@ def _forced(model: BaseTTS, samples: list[Sample]) -> Iterator[tuple[Sample, Ten
             yield sample, output, utterance.waveform
 
 
-def _aligned(paired: pairing.Pairing, output: Tensor, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _aligned(paired: Pairing, output: Tensor, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The vocoder's mel (n_mels, T) of a model's output, and the waveform of T frames at the vocoder's rate."""
     rate, hop_length = paired.audio.sample_rate, paired.audio.hop_length
     mel = paired.vocoder_input(output)[0].numpy()
@@ -351,22 +342,26 @@ def _write_wav(path: Path, waveform: np.ndarray, sample_rate: int) -> None:
         raise TeacherForcingError(f"{path}: cannot be written ({error})") from error
 
 
-def claim(out: Path, checkpoint: Path, data_path: Path, vocoder_config: Apnet2Config) -> None:
+def claim(out: Path, checkpoint: Path, samples: list[Sample], data_path: Path, vocoder_config: Apnet2Config) -> None:
     """Note in `out` of which model, data and vocoder its mels are, so that those of others are never mixed in.
+
+    A note is binding as soon as there is a mel.
 
     Raises:
         TeacherForcingError: if the folder has mels of others.
     """
     settings = checkpoint.with_name("config.json").read_bytes()
     state = checkpoint.stat()
+    spoken = [[str(sample.path.relative_to(data_path)), sample.text, sample.speaker] for sample in samples]
     source = {
         "checkpoint": [str(checkpoint.resolve()), state.st_size, state.st_mtime_ns],
         "config": hashlib.sha256(settings).hexdigest(),
         "data_path": str(data_path.resolve()),
+        "metadata": hashlib.sha256(json.dumps(spoken).encode()).hexdigest(),
         "audio": vocoder_config.audio.to_dict(),
     }
     path = out / "source.json"
-    if not path.is_file():
+    if not path.is_file() or not any((out / "mels").rglob("*.npy")):
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: file.write_text(json.dumps(source, indent=1), encoding="utf-8"))
     elif differing := [name for name, value in _read_json(path).items() if source.get(name) != value]:

@@ -9,7 +9,7 @@ import soundfile as sf
 
 from apnet2_tts_plugin.corpus import DataError, find_audio, usable, with_features
 from apnet2_tts_plugin.data import read_audio
-from apnet2_tts_plugin.features import write_features
+from apnet2_tts_plugin.features import write_array, write_features
 
 RATE, HOP, CHANNELS = 22050, 256, 5
 
@@ -87,6 +87,16 @@ def test_bad_files_are_named_and_left_out(tmp_path, caplog):
     assert count == "Left out 2 of 4 audio files"
 
 
+def test_a_file_that_is_left_out_keeps_no_features_of_before(tmp_path):
+    changed, _ = make_wavs(tmp_path, "a", "b")
+    write(tmp_path)
+    changed.write_bytes(b"no sound")
+    later = (tmp_path / "mels" / "a.npy").stat().st_mtime + 1
+    os.utime(changed, (later, later))
+    assert write(tmp_path) == 0
+    assert [path.name for path in (tmp_path / "mels").iterdir()] == ["b.npy"]
+
+
 @pytest.mark.parametrize("fault", [ValueError("a mistake"), OSError(28, "No space left on device")])
 def test_other_errors_are_not_the_files(tmp_path, fault):
     make_wavs(tmp_path, "a")
@@ -98,14 +108,21 @@ def test_other_errors_are_not_the_files(tmp_path, fault):
         write(tmp_path, compute)
 
 
-def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), OSError("9 requested and 0 written")])
+def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path, monkeypatch, fault):
     make_wavs(tmp_path, "a")
 
     def full(file, _):
         file.write(b"\x93NUMPY")
-        raise OSError(28, "No space left on device")
+        raise fault
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=rf"a\.npy: cannot be written \({fault.args[-1]}\)$"):
         write(tmp_path)
     assert list((tmp_path / "mels").iterdir()) == []
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "mels").write_text("a file")
+    with pytest.raises(OSError, match=r"mels/a\.npy: cannot be written \(File exists\)$"):
+        write_array(tmp_path / "mels" / "a.npy", np.zeros((CHANNELS, 4)))

@@ -15,7 +15,7 @@ from acoustic_models import build
 from lj_speech import TEXTS, make_ljspeech
 from small_run import SMALL
 
-from apnet2_tts_plugin import checkpoints, teacher_forcing
+from apnet2_tts_plugin import checkpoints, finetuning, teacher_forcing
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.loader import load_model
 from apnet2_tts_plugin.model import Apnet2
@@ -42,6 +42,8 @@ def trained(tmp_path_factory):
         mrd_channels=4,
         eval_metrics=[],
         num_eval_loader_workers=0,
+        precision="fp16",
+        steps_to_start_discriminator=4855,
         lr_gen=0.1,
         lr_scheduler_gen_params={"gamma": 0.5},
         scheduler_after_epoch=False,
@@ -88,6 +90,7 @@ def check_run(out: Path, trained: Path, tmp_path: Path, n_steps: int) -> None:
         assert torch.equal(start[name], tensor), name
     config = json.loads((folder / "config.json").read_text())
     assert (config["lr_gen"], config["lr_disc"]) == (5e-5, 5e-5)
+    assert (config["precision"], config["steps_to_start_discriminator"]) == ("bf16", 0)
     assert config["scheduler_after_epoch"] and config["lr_scheduler_gen_params"] == {"gamma": 0.999}
     assert config["data_path"] == str(out / "teacher_forced" / "wavs")
     assert config["feature_path"] == str(out / "teacher_forced" / "mels")
@@ -164,12 +167,88 @@ def test_too_few_recordings_are_refused(glow_tts, trained, corpus, tmp_path):
     assert "eval_split_size: 4, expected fewer than the 4 audio files there are" in error
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--eval_split_size", "0"], "--eval_split_size: 0, expected at least 1"),
+        (["--batch_size", "0"], "--batch_size: 0, expected at least 1"),
+        (["--extraction_batch_size=-1"], "--extraction_batch_size: -1, expected at least 1"),
+        (["--num_loader_workers=-1"], "--num_loader_workers: -1, expected at least 0"),
+        (["--lr=-1"], "--lr: -1.0, expected a number above 0"),
+    ],
+)
+def test_numbers_that_cannot_work_are_refused(settings, message, glow_tts, trained, corpus, tmp_path):
+    models = ["--tts_path", str(glow_tts), "--restore_path", str(trained)]
+    assert refusal(*arguments(corpus, tmp_path / "out", *models), *settings) == f"error: {message}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_do_not_fit_are_refused_before_mels_are_made(glow_tts, trained, corpus, tmp_path):
+    vocoder = shutil.copytree(trained, tmp_path / "vocoder")
+    config = json.loads((vocoder / "config.json").read_text()) | {"mpd_channels": [4, 16]}
+    (vocoder / "config.json").write_text(json.dumps(config))
+    models = ["--tts_path", str(glow_tts), "--restore_path", str(vocoder)]
+    assert "best_model.pth: the weights do not fit" in refusal(*arguments(corpus, tmp_path / "out", *models))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_vocoder_that_cannot_follow_leaves_no_note(glow_tts, trained, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("APNET2_STRICT", "1")
+    models = ["--tts_path", str(glow_tts), "--restore_path", str(trained)]
+    assert "APNET2_STRICT allows no approximation" in refusal(*arguments(corpus, tmp_path / "out", *models))
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_recording_that_can_be_used(glow_tts, trained, corpus, tmp_path):
+    bad = shutil.copytree(corpus, tmp_path / "LJSpeech-1.1")
+    for path in (bad / "wavs").iterdir():
+        path.write_bytes(b"no sound")
+    models = ["--tts_path", str(glow_tts), "--restore_path", str(trained)]
+    error = refusal(*arguments(bad, tmp_path / "out", *models))
+    assert error == f"error: {bad}: none of 4 samples can be used, for the reasons in the log"
+
+
+def test_a_process_without_recordings_of_its_own_goes_on(glow_tts, trained, corpus, tmp_path, monkeypatch):
+    bad = shutil.copytree(corpus, tmp_path / "LJSpeech-1.1")
+    (bad / "wavs" / "LJ3.wav").write_bytes(b"no sound")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    argv = [*arguments(bad, tmp_path / "out"), "--tts_path", str(glow_tts), "--rank", "3"]
+    args = finetuning.parse_args("", GLOW_TTS.parent, argv)
+    samples = finetuning.ljspeech_samples(args.data_path)
+    finetuning.extract_mels(args, ("glow_tts",), finetuning.vocoder_config(str(trained)), samples)
+    assert not (tmp_path / "out" / "teacher_forced" / "wavs").exists()
+
+
+def test_ctrl_c_ends_the_extraction_in_one_line(glow_tts, trained, corpus, tmp_path, monkeypatch, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(teacher_forcing, "extract", interrupted)
+    models = ["--tts_path", str(glow_tts), "--restore_path", str(trained)]
+    with pytest.raises(SystemExit) as end:
+        finetune(GLOW_TTS, *arguments(corpus, tmp_path / "out", *models))
+    assert end.value.code == 130
+    assert capsys.readouterr().err.endswith("interrupted; the same command goes on\n")
+
+
 @pytest.mark.slow
 def test_fine_tuning_on_tacotron2(trained, corpus, tmp_path):
     tacotron2, out = build("tacotron2_ddc", tmp_path / "tacotron2"), tmp_path / "out"
     settings = ["--tts_path", tacotron2, "--restore_path", trained / "best_model.pth", "--steps", 2]
     finetune(RECIPES / "apnet2_tacotron2" / "train_apnet2.py", *arguments(corpus, out, *settings))
     check_run(out, trained, tmp_path, n_steps=2)
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_has_nothing_to_write(glow_tts, trained, corpus, tmp_path):
+    """It is done long before the other makes the folder."""
+    bad, out = shutil.copytree(corpus, tmp_path / "LJSpeech-1.1"), tmp_path / "out"
+    for name in ("LJ0", "LJ2"):
+        (bad / "wavs" / f"{name}.wav").write_bytes(b"no sound")
+    settings = ["--tts_path", glow_tts, "--restore_path", trained, "--batch_size", 1, "--steps", 2]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", GLOW_TTS]
+    subprocess.run([*command, *arguments(bad, out, *settings)], check=True, capture_output=True, timeout=500)
+    assert sorted(path.name for path in (out / "teacher_forced" / "mels").iterdir()) == ["LJ1.npy", "LJ3.npy"]
 
 
 @pytest.mark.slow

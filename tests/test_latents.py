@@ -12,7 +12,7 @@ from TTS.tts.models.vits import Vits
 from vits_models import CHANNELS, HOP, SAMPLE_RATE, SPEAKER_CHANNELS, SPEAKERS, make_vits, make_vocoder
 
 from apnet2_tts_plugin import latents
-from apnet2_tts_plugin.checkpoints import export
+from apnet2_tts_plugin.checkpoints import CheckpointError, export
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.corpus import DataError, find_audio, usable, with_features
 from apnet2_tts_plugin.data import Segments, Utterances
@@ -298,6 +298,20 @@ def test_latents_of_two_models_are_not_mixed(vits, corpus):
     write(vits, corpus)
     with pytest.raises(latents.LatentError, match="latents: has latents of another VITS"):
         write(make_vits(seed=8), corpus)
+    vits.config.audio.win_length = 512  # the same weights, another analysis
+    with pytest.raises(latents.LatentError, match="latents: has latents of another VITS"):
+        write(vits, corpus)
+
+
+def test_recordings_without_a_latent_are_named_when_all_others_have_theirs(vits, corpus):
+    waveform = golden_waveform(30000, seed=1)
+    waveform[20000] = np.nan
+    sf.write(corpus / "wavs" / "a.wav", waveform, SAMPLE_RATE, subtype="FLOAT")
+    with pytest.raises(latents.LatentError, match=r"wavs/a\.wav: no latent, for the reason in the log; mend or remove"):
+        write(vits, corpus)
+    assert [path.name for path in (corpus / "latents").rglob("*.npy")] == ["b.npy"]
+    (corpus / "wavs" / "a.wav").unlink()
+    assert write(vits, corpus) == 0
 
 
 def test_recordings_must_have_the_rate_of_the_vits(vits, corpus):
@@ -320,6 +334,7 @@ def test_the_posterior_encoder_is_loaded_alone(vits, tmp_path):
     folder = vits_models.save_vits(vits, tmp_path / "vits")
     waveform = golden_waveform(20000, seed=1)
     expected = latents.encode(vits, waveform, generator=torch.Generator().manual_seed(1))
+    (folder / "speakers.pth").touch()  # no checkpoint
     for path in (folder, folder / "model_file.pth"):
         loaded = latents.load_encoder(path)
         found = latents.encode(loaded, waveform, generator=torch.Generator().manual_seed(1))
@@ -331,13 +346,13 @@ def test_other_models_have_no_latents(vits, tmp_path, multi_speaker_vits, glow_t
         latents.load_encoder(multi_speaker_vits)
     with pytest.raises(latents.LatentError, match=r"config\.json: a configuration of 'glow_tts', expected .* a VITS"):
         latents.load_encoder(glow_tts)
-    with pytest.raises(latents.LatentError, match="expected one .pth file or best_model.pth in it, found none"):
+    with pytest.raises(CheckpointError, match="expected best_model.pth or one other .pth file, found none"):
         (tmp_path / "empty").mkdir()
         make_vits().config.save_json(tmp_path / "empty" / "config.json")
         latents.load_encoder(tmp_path / "empty")
     folder = vits_models.save_vits(vits, tmp_path / "vits")
     (folder / "other.pth").touch()
-    with pytest.raises(latents.LatentError, match="found model_file.pth, other.pth; name the file to use"):
+    with pytest.raises(CheckpointError, match="found model_file.pth, other.pth; name the file"):
         latents.load_encoder(folder)
     torch.save({"model": {}}, folder / "best_model.pth")
     with pytest.raises(latents.LatentError, match=r"best_model\.pth: no posterior encoder of these sizes") as caught:

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ import torch.nn.functional as F
 from acoustic_models import D_VECTORS, IDS, SPEAKERS, build
 from lj_speech import RATE, TEXTS, make_ljspeech
 
-from apnet2_tts_plugin import teacher_forcing
+from apnet2_tts_plugin import pairing, teacher_forcing
+from apnet2_tts_plugin.checkpoints import CheckpointError
 from apnet2_tts_plugin.config import Apnet2AudioConfig, Apnet2Config
 from apnet2_tts_plugin.corpus import DataError, find_audio, usable, with_features
+from apnet2_tts_plugin.features import find_checkpoint
 from apnet2_tts_plugin.pairing import PairingError
 from apnet2_tts_plugin.spectra import MEL_FLOOR, LogMel
 from apnet2_tts_plugin.teacher_forcing import (
@@ -56,8 +59,8 @@ def utterances(model, corpus, speaker=None):
 
 
 def extract(model, corpus, out, config=None, **settings) -> int:
-    data_path = corpus / "wavs"
-    return teacher_forcing.extract(model, samples(corpus), data_path, out, config or Apnet2Config(), **settings)
+    paired = pairing.pair(model, config or Apnet2Config())
+    return teacher_forcing.extract(model, samples(corpus), corpus / "wavs", out, paired, **settings)
 
 
 def names(folder):
@@ -206,6 +209,16 @@ def test_stereo_and_other_rates_are_heard_right(model, tmp_path):
     np.testing.assert_allclose(waveform[500:-500], expected[500:-500], atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_what_is_too_quiet_for_its_volume_is_refused(model, tmp_path, monkeypatch):
+    ap = model("glow_tts").ap
+    for name, value in dict(do_trim_silence=False, do_rms_norm=True, db_level=-10).items():
+        monkeypatch.setattr(ap, name, value)
+    sf.write(tmp_path / "a.wav", np.full(3000, 1e-30), RATE, subtype="FLOAT")
+    with pytest.raises(DataError, match=r"a\.wav: NaN or infinite samples when made as loud"):
+        load_audio(tmp_path / "a.wav", ap)
+
+
 @pytest.mark.parametrize("n_samples", [0, 300, 30000])
 def test_silence_is_refused(n_samples, model, tmp_path):
     sf.write(tmp_path / "a.wav", np.zeros(n_samples), RATE)
@@ -302,7 +315,12 @@ def test_bad_samples_are_named_and_left_out(model, corpus, tmp_path, caplog):
     (wavs / "LJ1.wav").write_bytes(b"no sound")
     texts = {"LJ0": "fine", "LJ1": "damaged", "LJ2": "12345", "LJ3": "much too long " * 20, "LJ4": "missing"}
     bad = [Sample(wavs / f"{name}.wav", text) for name, text in texts.items()]
-    assert teacher_forcing.extract(glow_tts, bad, wavs, out, Apnet2Config()) == 4
+    for stale in (out / "wavs" / "LJ1.wav", out / "mels" / "LJ1.npy"):  # of the recording as it was before
+        stale.parent.mkdir(parents=True)
+        stale.touch()
+        os.utime(stale, (0, 0))
+    paired = pairing.pair(glow_tts, Apnet2Config())
+    assert teacher_forcing.extract(glow_tts, bad, wavs, out, paired) == 4
     assert names(out / "wavs") == ["LJ0.wav"] and names(out / "mels") == ["LJ0.npy"]
     log = "\n".join(caplog.messages)
     assert f"Left out {wavs / 'LJ1.wav'}: cannot be read at sample 0 (" in log
@@ -338,18 +356,23 @@ def test_files_that_cannot_be_written_end_it_in_one_line(model, corpus, tmp_path
 
 def test_mels_of_others_are_not_mixed_in(models, corpus, tmp_path):
     folder = shutil.copytree(models("glow_tts"), tmp_path / "glow")
-    checkpoint, out = teacher_forcing.find_checkpoint(folder), tmp_path / "out"
+    checkpoint, out = find_checkpoint(folder), tmp_path / "out"
 
-    def claim(config=None, data_path=corpus):
-        teacher_forcing.claim(out, checkpoint, data_path, config or Apnet2Config())
+    def claim(config=None, data_path=corpus, spoken=None):
+        teacher_forcing.claim(out, checkpoint, spoken or samples(data_path), data_path, config or Apnet2Config())
 
     def refused(what):
         return pytest.raises(
             TeacherForcingError, match=f"{out}: has mels of another {what}, see source.json in it; delete"
         )
 
+    claim(Apnet2Config(audio=Apnet2AudioConfig(mel_fmax=7600.0)))
+    claim()  # there is no mel yet
+    (out / "mels").mkdir()
+    (out / "mels" / "LJ0.npy").touch()
     claim()
-    claim()
+    with refused("metadata"):
+        claim(spoken=[replace(sample, text=f"{sample.text}!") for sample in samples(corpus)])
     with refused("audio"):
         claim(Apnet2Config(audio=Apnet2AudioConfig(mel_fmax=7600.0)))
     with refused("data_path"):
@@ -365,13 +388,13 @@ def test_the_checkpoint_of_a_run_is_found(models, tmp_path):
     run = shutil.copytree(models("glow_tts"), tmp_path / "run")
     for name in ("speakers.pth", "language_ids.pth"):
         (run / name).touch()
-    assert teacher_forcing.find_checkpoint(run) == run / "model_file.pth"
+    assert find_checkpoint(run) == run / "model_file.pth"
     (run / "checkpoint_5.pth").touch()
-    with pytest.raises(TeacherForcingError, match="found checkpoint_5.pth, model_file.pth; name the file"):
-        teacher_forcing.find_checkpoint(run)
+    with pytest.raises(CheckpointError, match="found checkpoint_5.pth, model_file.pth; name the file"):
+        find_checkpoint(run)
     assert load_acoustic_model(run / "model_file.pth").config.model == "glow_tts"
     (run / "model_file.pth").rename(run / "best_model.pth")
-    assert teacher_forcing.find_checkpoint(run) == run / "best_model.pth"
+    assert find_checkpoint(run) == run / "best_model.pth"
 
 
 def damage(folder):
@@ -402,7 +425,7 @@ def change(**settings):
             change(use_phonemes=True, phoneme_language="en-us", phonemizer="espeak"),
             r"cannot be loaded \(\[!\] No espeak backend found. Install espeak-ng",
         ),
-        (shutil.rmtree, "no such file or folder, expected a trained acoustic model"),
+        (shutil.rmtree, "no such file or folder, expected a trained model of coqui's"),
     ],
 )
 def test_models_that_cannot_be_loaded(spoil, message, models, tmp_path, monkeypatch):
@@ -411,6 +434,6 @@ def test_models_that_cannot_be_loaded(spoil, message, models, tmp_path, monkeypa
     monkeypatch.setattr(espeak_wrapper, "_DEF_ESPEAK_LIB", None)
     folder = shutil.copytree(models("glow_tts"), tmp_path / "glow")
     spoil(folder)
-    with pytest.raises(TeacherForcingError, match=message) as caught:
+    with pytest.raises((CheckpointError, TeacherForcingError), match=message) as caught:
         load_acoustic_model(folder)
     assert str(caught.value).startswith(str(folder)) and "\n" not in str(caught.value)

@@ -1,6 +1,7 @@
 """The recipe that trains APNet2 as the decoder of a VITS, from recordings to a vocoder that speaks."""
 
 import importlib.util
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -112,6 +113,34 @@ def test_what_is_missing_is_named_in_one_line(recipe, paths, tmp_path, settings,
     with pytest.raises(SystemExit) as end:
         recipe.main([*paths, "--output_path", str(tmp_path / "out"), *settings])
     assert end.value.code.startswith(f"error: {message}") and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--feature_path", "--output_path"])
+def test_a_folder_that_is_a_file_is_named_in_one_line(recipe, paths, tmp_path, option):
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(SystemExit) as end:
+        recipe.main([*paths, "--output_path", str(tmp_path / "out"), option, str(tmp_path / "file")])
+    error, hint = end.value.code.split("\n")
+    assert error.startswith("error: ") and str(tmp_path / "file") in error and hint.startswith("recipes/")
+
+
+def test_the_recipe_for_mels_names_a_folder_that_is_a_file(paths, tmp_path):
+    (tmp_path / "file").write_text("a file")
+    recipe = runpy.run_path(str(RECIPE.parent.parent / "apnet2" / "train_apnet2.py"))
+    recipe["main"].__globals__["split"] = lambda paths, n_eval: corpus.split(paths, 1)
+    with pytest.raises(SystemExit) as end:
+        recipe["main"](["--data_path", paths[3], "--output_path", str(tmp_path / "file")])
+    assert end.value.code.startswith("error: ") and str(tmp_path / "file") in end.value.code
+
+
+def test_ctrl_c_ends_the_extraction_in_one_line(recipe, paths, tmp_path, monkeypatch, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(latents, "write_latents", interrupted)
+    with pytest.raises(SystemExit) as end:
+        recipe.main([*paths, "--feature_path", str(tmp_path / "latents")])
+    assert end.value.code == 130 and capsys.readouterr().err == "interrupted; the same command goes on\n"
 
 
 def test_a_vocoder_learns_from_latents(recipe, paths):

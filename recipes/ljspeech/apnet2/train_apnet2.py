@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
             eval_samples=eval_files,
             parse_command_line_args=False,
         )
-    except (ValueError, FileNotFoundError, distributed.LaunchError) as error:
+    except (ValueError, OSError, distributed.LaunchError) as error:
         sys.exit(
             f"error: {error}\nrecipes/ljspeech/README.md tells how to get LJSpeech, and how to resume and restore."
         )

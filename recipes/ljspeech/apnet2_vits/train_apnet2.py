@@ -118,8 +118,11 @@ def main(argv: list[str] | None = None) -> None:
             callbacks={"on_init_start": lambda trainer: distributed.wait_for_all()},  # for the others' latents
             parse_command_line_args=False,
         )
-    except (ValueError, FileNotFoundError, distributed.LaunchError) as error:
+    except (ValueError, OSError, distributed.LaunchError) as error:
         sys.exit(f"error: {error}\nrecipes/ljspeech/README.md tells what is needed, and how to resume and restore.")
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
 
     # and go
     trainer.fit()
