@@ -11,7 +11,7 @@ from TTS.config import load_config
 from TTS.tts.configs.shared_configs import BaseDatasetConfig, BaseTTSConfig
 from TTS.tts.datasets import load_tts_samples
 
-from apnet2_tts_plugin import distributed, pairing, report, teacher_forcing
+from apnet2_tts_plugin import distributed, extraction, pairing, report, teacher_forcing
 from apnet2_tts_plugin.checkpoints import CONFIG_NAME, restore
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.corpus import DataError, split
@@ -148,7 +148,8 @@ def extract_mels(args: FinetuningArgs, models: tuple[str, ...], config: Apnet2Co
     Raises:
         FinetuningError: if no acoustic model is named, or it is another than those.
         CheckpointError: if the acoustic model has no checkpoint.
-        TeacherForcingError: if the acoustic model cannot be loaded or forced, or the folder has mels of another.
+        TeacherForcingError: if the acoustic model cannot be loaded or forced.
+        ExtractionError: if the folder has mels of another, or cannot be written to.
         PairingError: if the vocoder cannot follow the acoustic model, see `report.announce` too.
         DataError: if no recording can be used, as far as a single process can tell.
         OSError: if a file cannot be written.
@@ -160,9 +161,9 @@ def extract_mels(args: FinetuningArgs, models: tuple[str, ...], config: Apnet2Co
     if model.config.model not in models:
         raise FinetuningError(f"{args.tts_path}: a {model.config.model}, this recipe is for {' and '.join(models)}")
     paired = report.announce(pairing.pair(model, config))
-    teacher_forcing.claim(out, find_checkpoint(args.tts_path), samples, data_path, config)
+    extraction.claim(out, find_checkpoint(args.tts_path), samples, data_path, config)
     share = samples[args.rank :: distributed.n_launched(args)]
-    n_left_out = teacher_forcing.extract(model, share, data_path / "wavs", out, paired, args.extraction_batch_size)
+    n_left_out = extraction.extract(model, share, data_path / "wavs", out, paired, args.extraction_batch_size)
     if n_left_out == len(samples):
         raise DataError(f"{data_path}: none of {n_left_out} samples can be used, for the reasons in the log")
 

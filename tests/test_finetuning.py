@@ -15,7 +15,7 @@ from acoustic_models import build
 from lj_speech import TEXTS, make_ljspeech
 from small_run import SMALL
 
-from apnet2_tts_plugin import checkpoints, finetuning, teacher_forcing
+from apnet2_tts_plugin import checkpoints, extraction, finetuning, teacher_forcing
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.loader import load_model
 from apnet2_tts_plugin.model import Apnet2
@@ -223,7 +223,7 @@ def test_ctrl_c_ends_the_extraction_in_one_line(glow_tts, trained, corpus, tmp_p
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(teacher_forcing, "extract", interrupted)
+    monkeypatch.setattr(extraction, "extract", interrupted)
     models = ["--tts_path", str(glow_tts), "--restore_path", str(trained)]
     with pytest.raises(SystemExit) as end:
         finetune(GLOW_TTS, *arguments(corpus, tmp_path / "out", *models))

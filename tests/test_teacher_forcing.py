@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from acoustic_models import D_VECTORS, IDS, SPEAKERS, build
 from lj_speech import RATE, TEXTS, make_ljspeech
 
-from apnet2_tts_plugin import pairing, teacher_forcing
+from apnet2_tts_plugin import extraction, pairing, teacher_forcing
 from apnet2_tts_plugin.checkpoints import CheckpointError
 from apnet2_tts_plugin.config import Apnet2AudioConfig, Apnet2Config
 from apnet2_tts_plugin.corpus import DataError, find_audio, usable, with_features
+from apnet2_tts_plugin.extraction import ExtractionError
 from apnet2_tts_plugin.features import find_checkpoint
 from apnet2_tts_plugin.pairing import PairingError
 from apnet2_tts_plugin.spectra import MEL_FLOOR, LogMel
@@ -60,7 +61,7 @@ def utterances(model, corpus, speaker=None):
 
 def extract(model, corpus, out, config=None, **settings) -> int:
     paired = pairing.pair(model, config or Apnet2Config())
-    return teacher_forcing.extract(model, samples(corpus), corpus / "wavs", out, paired, **settings)
+    return extraction.extract(model, samples(corpus), corpus / "wavs", out, paired, **settings)
 
 
 def names(folder):
@@ -294,7 +295,7 @@ def test_an_interrupted_extraction_goes_on(model, corpus, tmp_path, monkeypatch)
         return force(model, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher_forcing, "force", forced)
+        patch.setattr(extraction, "force", forced)
         with pytest.raises(KeyboardInterrupt):
             extract(glow_tts, corpus, out, batch_size=1)
     assert names(out / "mels") == ["LJ0.npy", "LJ2.npy"]  # the shortest texts first
@@ -305,7 +306,7 @@ def test_an_interrupted_extraction_goes_on(model, corpus, tmp_path, monkeypatch)
     assert names(out / "mels") == [f"LJ{i}.npy" for i in range(4)]
     same = {path.name for path, time in before.items() if path.stat().st_mtime_ns == time}
     assert same == {"LJ0.wav", "LJ0.npy"}
-    monkeypatch.setattr(teacher_forcing, "force", None)  # there is nothing to do any more
+    monkeypatch.setattr(extraction, "force", None)  # there is nothing to do any more
     assert extract(glow_tts, corpus, out) == 0
 
 
@@ -320,7 +321,7 @@ def test_bad_samples_are_named_and_left_out(model, corpus, tmp_path, caplog):
         stale.touch()
         os.utime(stale, (0, 0))
     paired = pairing.pair(glow_tts, Apnet2Config())
-    assert teacher_forcing.extract(glow_tts, bad, wavs, out, paired) == 4
+    assert extraction.extract(glow_tts, bad, wavs, out, paired) == 4
     assert names(out / "wavs") == ["LJ0.wav"] and names(out / "mels") == ["LJ0.npy"]
     log = "\n".join(caplog.messages)
     assert f"Left out {wavs / 'LJ1.wav'}: cannot be read at sample 0 (" in log
@@ -335,7 +336,7 @@ def test_what_is_not_finite_is_left_out(model, corpus, tmp_path, caplog, monkeyp
         first, *others = force(model, batch)
         return [first * torch.nan, *others]
 
-    monkeypatch.setattr(teacher_forcing, "force", broken)
+    monkeypatch.setattr(extraction, "force", broken)
     assert extract(model("glow_tts"), corpus, tmp_path / "out") == 1
     assert "LJ2.wav: glow_tts gave NaN or infinite values" in caplog.text  # the shortest text comes first
     assert names(tmp_path / "out" / "wavs") == ["LJ0.wav", "LJ1.wav", "LJ3.wav"]
@@ -349,7 +350,7 @@ def test_a_vocoder_of_latents_cannot_follow(model, corpus, tmp_path):
 
 def test_files_that_cannot_be_written_end_it_in_one_line(model, corpus, tmp_path):
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(TeacherForcingError, match=r"LJ2\.wav: cannot be written \(.*Not a directory") as caught:
+    with pytest.raises(ExtractionError, match=r"LJ2\.wav: cannot be written \(.*Not a directory") as caught:
         extract(model("glow_tts"), corpus, tmp_path / "out")
     assert "\n" not in str(caught.value)
 
@@ -359,12 +360,10 @@ def test_mels_of_others_are_not_mixed_in(models, corpus, tmp_path):
     checkpoint, out = find_checkpoint(folder), tmp_path / "out"
 
     def claim(config=None, data_path=corpus, spoken=None):
-        teacher_forcing.claim(out, checkpoint, spoken or samples(data_path), data_path, config or Apnet2Config())
+        extraction.claim(out, checkpoint, spoken or samples(data_path), data_path, config or Apnet2Config())
 
     def refused(what):
-        return pytest.raises(
-            TeacherForcingError, match=f"{out}: has mels of another {what}, see source.json in it; delete"
-        )
+        return pytest.raises(ExtractionError, match=f"{out}: has mels of another {what}, see source.json in it; delete")
 
     claim(Apnet2Config(audio=Apnet2AudioConfig(mel_fmax=7600.0)))
     claim()  # there is no mel yet

@@ -1,0 +1,152 @@
+"""What a vocoder is fine-tuned on, in files: recordings and the mels that an acoustic model makes of them."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import soxr
+from torch import Tensor
+from tqdm import tqdm
+from TTS.tts.models.base_tts import BaseTTS
+
+from apnet2_tts_plugin.checkpoints import write_atomically
+from apnet2_tts_plugin.config import Apnet2Config
+from apnet2_tts_plugin.features import attempt, pending, write_array
+from apnet2_tts_plugin.pairing import Pairing
+from apnet2_tts_plugin.teacher_forcing import Sample, force, load_utterance
+
+logger = logging.getLogger(__name__)
+
+
+class ExtractionError(ValueError):
+    """Recordings and mels cannot be written to a folder; the message is one line."""
+
+
+def extract(
+    model: BaseTTS,
+    samples: list[Sample],
+    data_path: Path,
+    out: Path,
+    paired: Pairing,
+    batch_size: int = 16,
+) -> int:
+    """Write what a vocoder is to be fine-tuned on: recordings below `out/wavs`, their mels below `out/mels`.
+
+    The recording `data_path/a.wav` becomes `out/wavs/a.wav`, as the acoustic model heard it but at the vocoder's rate,
+    and `out/mels/a.npy`, natural-log (n_mels, T), T = n // hop_length + 1 for its n samples. Samples that are done are
+    not done again; those that cannot be used are named in the log and left out, and what was made of them before is
+    removed.
+
+    Args:
+        model: The acoustic model, as `teacher_forcing.check` allows.
+        samples: What to do; several processes may each take a part.
+        data_path: Folder with the recordings.
+        out: Folder to write to; made if need be.
+        paired: The model paired with the vocoder, see `pairing.pair`.
+        batch_size: Samples of about the same length that go through the model together.
+
+    Returns:
+        Number of samples left out.
+
+    Raises:
+        TeacherForcingError: if a speaker is none of the model's.
+        ExtractionError: if a recording cannot be written.
+        OSError: if a mel cannot be written.
+    """
+    by_path = {sample.path: sample for sample in samples}
+    targets = pending(list(by_path), data_path, out / "mels")
+    with tqdm(total=len(targets), desc="Predicting mels", unit="file", disable=None, leave=False) as bar:
+        for batch in _batches([by_path[path] for path in targets], batch_size):
+            for sample, output, waveform in _forced(model, batch):
+                aligned = attempt(sample.path, _aligned, paired, output, waveform)
+                if aligned is not None:
+                    mel, waveform = aligned
+                    _write_wav(_wav(sample.path, data_path, out), waveform, paired.audio.sample_rate)
+                    write_array(targets.pop(sample.path), mel)  # last: it stands for both
+            bar.update(len(batch))
+    for path, target in targets.items():
+        target.unlink(missing_ok=True)
+        _wav(path, data_path, out).unlink(missing_ok=True)
+    if targets:
+        logger.warning("Left out %d of %d samples", len(targets), len(samples))
+    return len(targets)
+
+
+def _wav(path: Path, data_path: Path, out: Path) -> Path:
+    """Where the recording `path` goes."""
+    return out / "wavs" / path.relative_to(data_path).with_suffix(".wav")
+
+
+def _batches(samples: list[Sample], batch_size: int) -> list[list[Sample]]:
+    samples = sorted(samples, key=lambda sample: len(sample.text))
+    return [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+
+
+def _forced(model: BaseTTS, samples: list[Sample]) -> Iterator[tuple[Sample, Tensor, np.ndarray]]:
+    """Each sample that can be used, the model's output for it, and its recording."""
+    loaded = [(sample, attempt(sample.path, load_utterance, model, sample)) for sample in samples]
+    loaded = [(sample, utterance) for sample, utterance in loaded if utterance is not None]
+    if loaded:
+        outputs = force(model, [utterance for _, utterance in loaded])
+        for (sample, utterance), output in zip(loaded, outputs, strict=True):
+            yield sample, output, utterance.waveform
+
+
+def _aligned(paired: Pairing, output: Tensor, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The vocoder's mel (n_mels, T) of a model's output, and the waveform of T frames at the vocoder's rate."""
+    rate, hop_length = paired.audio.sample_rate, paired.audio.hop_length
+    mel = paired.vocoder_input(output)[0].numpy()
+    if paired.ap.sample_rate != rate:
+        waveform = soxr.resample(waveform, paired.ap.sample_rate, rate)
+    # with another hop, the frames of the one may end a little before those of the other
+    n_frames = min(mel.shape[1], len(waveform) // hop_length + 1)
+    return mel[:, :n_frames], waveform[: n_frames * hop_length - 1]
+
+
+def _write_wav(path: Path, waveform: np.ndarray, sample_rate: int) -> None:
+    """Write (n,) as it is, in float32: normalised to a mean volume, it may go beyond [-1, 1]."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: sf.write(file, waveform, sample_rate, format="WAV", subtype="FLOAT"))
+    except (OSError, sf.LibsndfileError) as error:
+        raise ExtractionError(f"{path}: cannot be written ({error})") from error
+
+
+def claim(out: Path, checkpoint: Path, samples: list[Sample], data_path: Path, vocoder_config: Apnet2Config) -> None:
+    """Note in `out` of which model, data and vocoder its mels are, so that those of others are never mixed in.
+
+    A note is binding as soon as there is a mel.
+
+    Raises:
+        ExtractionError: if the folder has mels of others.
+    """
+    settings = checkpoint.with_name("config.json").read_bytes()
+    state = checkpoint.stat()
+    spoken = [[str(sample.path.relative_to(data_path)), sample.text, sample.speaker] for sample in samples]
+    source = {
+        "checkpoint": [str(checkpoint.resolve()), state.st_size, state.st_mtime_ns],
+        "config": hashlib.sha256(settings).hexdigest(),
+        "data_path": str(data_path.resolve()),
+        "metadata": hashlib.sha256(json.dumps(spoken).encode()).hexdigest(),
+        "audio": vocoder_config.audio.to_dict(),
+    }
+    path = out / "source.json"
+    if not path.is_file() or not any((out / "mels").rglob("*.npy")):
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: file.write_text(json.dumps(source, indent=1), encoding="utf-8"))
+    elif differing := [name for name, value in _read_json(path).items() if source.get(name) != value]:
+        raise ExtractionError(
+            f"{out}: has mels of another {' and '.join(differing)}, see {path.name} in it; "
+            "delete the folder, or name another one"
+        )
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExtractionError(f"{path}: cannot be read ({error}); delete the folder it is in") from error
