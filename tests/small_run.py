@@ -4,6 +4,7 @@ import functools
 import importlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +93,7 @@ def in_child(function: Callable[[], None]) -> multiprocessing.Process:
 
     def main():
         os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background ignores
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         torch.set_num_threads(1)

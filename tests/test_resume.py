@@ -57,7 +57,8 @@ def start(corpus, out, diary: Path, kill_after=0, kill_in_save=0, wait_after=Non
         if trainer_.total_steps_done == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
         if trainer_.total_steps_done == wait_after:
-            while trainer_.model.run.signal is None:
+            deadline = time.monotonic() + 60
+            while trainer_.model.run.signal is None and time.monotonic() < deadline:
                 time.sleep(0.01)
 
     def save_half(state, path, **kwargs):
