@@ -200,7 +200,7 @@ def _normalisation(ap: AudioProcessor, output: str) -> Item:
         return Item("signal_norm", values, "False", Verdict.EXACT, "undone")
     bottom, top = known_range(ap, output)
     needed_bottom, needed_top = SPEECH_RANGE[output]
-    remark = f"undone; what is below {bottom:.3g} dB or above {top:.3g} dB was cut in its training"
+    remark = f"undone; what is below {bottom:.0f} dB or above {top:.0f} dB was cut in its training"
     is_wide = bottom <= needed_bottom and top >= needed_top
     return Item("signal_norm", values, "False", Verdict.EXACT if is_wide else Verdict.APPROXIMATE, remark)
 

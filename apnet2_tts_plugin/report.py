@@ -1,4 +1,4 @@
-"""What a pairing does, in words: two lines for the log, a table for `apnet2 pair`."""
+"""What a pairing does, in words: a line for the log, a table for `apnet2 pair`."""
 
 import logging
 import os
