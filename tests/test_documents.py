@@ -1,4 +1,4 @@
-"""Commands in the documents: they exist, and take the arguments they are shown with."""
+"""The documents: commands exist and take the arguments they are shown with, and links lead somewhere."""
 
 import importlib.util
 import re
@@ -8,10 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from apnet2_tts_plugin import cli
+from apnet2_tts_plugin import __version__, _host, cli
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [path for path in ROOT.rglob("*.md") if not {"build", ".pytest_cache"} & set(path.parts)]
+PLACES = ("*.md", "docs/*.md", "recipes/*/*.md", "apnet2_tts_plugin/bundled/*/*.md")
+
+
+def documents(root: Path) -> list[Path]:
+    """The project's own documents, and none of those that a virtual environment in the clone has."""
+    return sorted(path for place in PLACES for path in root.glob(place))
+
+
+DOCUMENTS = documents(ROOT)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def commands(document: Path) -> list[list[str]]:
@@ -52,14 +61,52 @@ def test_scripts_exist_and_take_these_arguments(document, command):
 
 
 def test_the_two_commands_of_the_newcomer_come_first():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.findall(r"^```sh\n(.*?)\n```", text, re.DOTALL | re.MULTILINE)[:2] == [
+    assert re.findall(r"^```sh\n(.*?)\n```", README, re.DOTALL | re.MULTILINE)[:2] == [
         "pip install . && apnet2 vocode recipes/flite/sample.wav hello.wav",
         "pip install '.[dev]' && pytest",
     ]
 
 
+def test_documents_of_a_virtual_environment_are_not_collected(tmp_path):
+    own = [tmp_path / name for name in ("README.md", "docs/a.md", "recipes/b/README.md")]
+    for path in [*own, tmp_path / ".venv/lib/x.md", tmp_path / "build/lib/y.md"]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert documents(tmp_path) == own
+
+
+def links(text: str) -> list[str]:
+    return re.findall(r"\]\(([^)\s]+)\)", text)
+
+
+def anchors(document: Path) -> set[str]:
+    """What the headings of a document are called in links to them."""
+    titles = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document):
-    for link in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
-        assert link.startswith("https://") or (document.parent / link).exists(), link
+    for link in links(document.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        assert link.startswith("https://") or (target.exists() and (not anchor or anchor in anchors(target))), link
+
+
+def test_readme_has_no_relative_link():
+    """They are dead on the page of a package index, and the repository's address is not known there."""
+    assert [link for link in links(README) if not link.startswith(("https://", "#"))] == []
+
+
+def test_paths_in_the_readme_exist():
+    paths = re.findall(r"`((?:docs|recipes|tests|apnet2_tts_plugin)/[\w./]+|[A-Z]+\.(?:md|cff))`", README)
+    assert len(paths) >= 8 and [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_readme_names_the_wrapped_functions():
+    names = [f"`{name}`" for module, functions in _host.WRAPS.items() for name in (module, *functions)]
+    assert [name for name in names if name not in README] == []
+
+
+def test_citation_is_of_this_version():
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
