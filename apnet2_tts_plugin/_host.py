@@ -1,4 +1,4 @@
-"""What the hook changes in coqui-tts and its Trainer: a few functions, each left as it is unless the vocoder is ours.
+"""What the hook changes in coqui-tts and its Trainer: a few functions, unchanged unless the vocoder is an APNet2.
 
 `load` runs each of these modules when it is imported, and then wraps its functions. The keys of `WRAPS` are the only
 names inside coqui's modules that the plugin relies on; one that a later coqui-tts has moved is left out with a warning.
@@ -7,6 +7,7 @@ names inside coqui's modules that the plugin relies on; one that a later coqui-t
 import functools
 import logging
 import operator
+import os
 import sys
 
 logger = logging.getLogger(__name__)
@@ -14,14 +15,20 @@ logger = logging.getLogger(__name__)
 
 def load(module, run) -> None:
     """Have `run` execute `module`, and wrap it. `tts-server` loads its models right then: stock shows a traceback for
-    each mistake of its user; ours get one line."""
+    each mistake of its user; the plugin's get one line. A process of somebody else's that imports the
+    server is not ended."""
     try:
         run(module)
     except Exception as error:
-        if module.__name__ == "TTS.server.server":
+        if module.__name__ == "TTS.server.server" and _is_tts_server():
             _end_in_one_line("tts-server", error)
         raise
     wrap(module)
+
+
+def _is_tts_server() -> bool:
+    """Whether this process is the command `tts-server` or `python -m TTS.server.server`."""
+    return os.path.basename(sys.argv[0]).partition(".")[0] == "tts-server" or "TTS.server.server" in sys.orig_argv
 
 
 def wrap(module) -> None:
@@ -44,8 +51,8 @@ def wrap(module) -> None:
             setattr(owner, name, wrapper)
 
 
-def _list_our_models(original):
-    """`ModelManager.__init__`: our models join the catalogue, for `--list_models` and `--model_info_by_name`."""
+def _list_models(original):
+    """`ModelManager.__init__`: named models join the catalogue, for `--list_models` and `--model_info_by_name`."""
 
     def __init__(self, *args, **kwargs):
         original(self, *args, **kwargs)
@@ -53,7 +60,7 @@ def _list_our_models(original):
             catalogue = self.models_dict["vocoder_models"]["en"]["ljspeech"]
         except (AttributeError, KeyError, TypeError):  # somebody's own catalogue, or that of a later coqui-tts
             return
-        from apnet2_tts_plugin import store
+        from apnet2_tts_plugin.weights import store
 
         for name, folder in store.names().items():
             catalogue.setdefault(name, {"description": f"APNet2 vocoder in {folder}"})
@@ -61,22 +68,20 @@ def _list_our_models(original):
     return __init__
 
 
-def _find_our_models(original):
+def _find_models(original):
     """`ModelManager.download_model`: stock takes no short names and no safetensors, rewrites the config in its place,
     and leaves an empty folder for a model it has no address of, which breaks every later call."""
 
     def download_model(self, model_name, *args, **kwargs):
-        folder = _our_folder(model_name)
+        folder = _apnet2_folder(model_name)
         if folder is None:
             return original(self, model_name, *args, **kwargs)
-        from apnet2_tts_plugin import store
-
-        return store.weights_file(folder), folder / "config.json", {"model_type": "vocoder_models"}
+        return *_files(folder), {"model_type": "vocoder_models"}
 
     return download_model
 
 
-def _keep_our_vocoder(original):
+def _keep_vocoder(original):
     """`TTS.api.TTS.__init__`: stock drops `vocoder_name` when `model_path` is given, and asks for both of a vocoder's
     paths though one leads to the other."""
 
@@ -87,10 +92,10 @@ def _keep_our_vocoder(original):
 
 
 def _with_vocoder_paths(kwargs: dict) -> dict:
-    """The arguments of `TTS`, with both paths of the vocoder if it is ours, and otherwise as they are."""
+    """The arguments of `TTS`, with both paths of the vocoder if it is an APNet2, and otherwise as they are."""
     from pathlib import Path
 
-    from apnet2_tts_plugin import store
+    from apnet2_tts_plugin.weights import find, store
 
     name, path, config = (kwargs.get(key) for key in ("vocoder_name", "vocoder_path", "vocoder_config_path"))
     if path:
@@ -98,32 +103,30 @@ def _with_vocoder_paths(kwargs: dict) -> dict:
         config = config or folder / "config.json"
         if not store.is_config(config):
             return kwargs
-        weights = store.weights_file(path) if Path(path).is_dir() else Path(path)
-        if not weights.is_file():
-            raise store.StoreError(f"there is no vocoder file {path}")
-    elif kwargs.get("model_path") and (folder := _our_folder(name)):  # a model's name comes with another call
-        weights, config = store.weights_file(folder), folder / "config.json"
+        weights = find.find_weights(path)
+    elif kwargs.get("model_path") and (folder := _apnet2_folder(name)):  # a model's name comes with another call
+        weights, config = _files(folder)
     else:
         return kwargs
     return {**kwargs, "vocoder_path": str(weights), "vocoder_config_path": str(config)}
 
 
-def _add_our_vocoder(original):
+def _add_vocoder(original):
     """`TTS.api.TTS.download_model_by_name`: for an acoustic model without a default vocoder, which most are, stock
     drops the one that was asked for."""
 
     def download_model_by_name(self, model_name, vocoder_name=None, *args, **kwargs):
-        from apnet2_tts_plugin import store
+        from apnet2_tts_plugin.errors import ModelError
 
-        if _our_folder(model_name):
-            raise store.StoreError(f"{model_name} is a vocoder: give it as vocoder_name, and a TTS model as model_name")
+        if _apnet2_folder(model_name):
+            raise ModelError(f"{model_name} is a vocoder: give it as vocoder_name, and a TTS model as model_name")
         # The path came with the TTS model, if there is one, and is not meant for a voice that is converted after it.
         by_path = self.synthesizer is None or "voice_conversion_models" not in model_name
         # Before the model, so that no download goes before a wrong name.
-        vocoder = _our_vocoder(self if by_path else None, vocoder_name)
+        vocoder = _apnet2_files(self if by_path else None, vocoder_name)
         if vocoder is None:
             return original(self, model_name, vocoder_name, *args, **kwargs)
-        from apnet2_tts_plugin import plan
+        from apnet2_tts_plugin.pairing import plan
 
         plan.check_output(model_name.rpartition("/")[2])
         return *original(self, model_name, vocoder_name, *args, **kwargs)[:2], *vocoder
@@ -131,24 +134,31 @@ def _add_our_vocoder(original):
     return download_model_by_name
 
 
-def _our_vocoder(api, name: str | None):
-    """Weights and config of our vocoder that `api` (or None) has the path of, or that `name` names; None for others."""
-    from apnet2_tts_plugin import store
+def _apnet2_files(api, name: str | None):
+    """Weights and config of the APNet2 that `api` (or None) has the path of, or that `name` names; None for others."""
+    from apnet2_tts_plugin.weights import store
 
     if getattr(api, "vocoder_path", None) and api.vocoder_config_path:
-        ours = store.is_config(api.vocoder_config_path)
-        return (api.vocoder_path, api.vocoder_config_path) if ours else None
-    folder = _our_folder(name)
-    return (store.weights_file(folder), folder / "config.json") if folder else None
+        is_apnet2 = store.is_config(api.vocoder_config_path)
+        return (api.vocoder_path, api.vocoder_config_path) if is_apnet2 else None
+    folder = _apnet2_folder(name)
+    return _files(folder) if folder else None
+
+
+def _files(folder) -> tuple:
+    """Weights and config in the folder of a named model."""
+    from apnet2_tts_plugin.weights import find
+
+    return find.find_weights(folder), folder / find.CONFIG_NAME
 
 
 def _plan_pairing(original):
-    """`Synthesizer.__init__`: stock never compares the two audio settings; ours are refused here if they do not go
-    together, before anything is spoken, and the log says what will be converted."""
+    """`Synthesizer.__init__`: stock never compares the two audio settings; with an APNet2 they are, and refused here if
+    they do not go together, before anything is vocoded, and the log says what will be converted."""
 
     def __init__(self, *args, **kwargs):
         original(self, *args, **kwargs)
-        if _has_our_vocoder(self):
+        if _has_apnet2(self):
             for slot in ("tts_model", "vc_model"):
                 if getattr(self, slot) is not None:
                     _pairing(self, slot)
@@ -161,9 +171,9 @@ def _pairing(synthesizer, slot: str):
     model, vocoder = getattr(synthesizer, slot), synthesizer.vocoder_model
     made = synthesizer.__dict__.get(f"{slot}_for_apnet2")
     if made is None or made[0] is not model or made[1] is not vocoder:
-        from apnet2_tts_plugin import pairing, report
+        from apnet2_tts_plugin.pairing import convert, report
 
-        made = model, vocoder, report.announce(pairing.pair(model, vocoder.config))
+        made = model, vocoder, report.announce(convert.pair(model, vocoder.config))
         synthesizer.__dict__[f"{slot}_for_apnet2"] = made
     return made[2]
 
@@ -173,13 +183,13 @@ def _vocode(synthesizer, slot: str, output):
     return _pairing(synthesizer, slot).vocode(output, synthesizer.vocoder_model)
 
 
-def _speak_with_ours(original):
+def _vocode_sentences(original):
     """`Synthesizer.tts`: stock looks for the vocoder's input in the model's `outputs`, fails on models that answer with
     a finished waveform alone (XTTS, Bark, Tortoise), takes the first sample of a converted voice for all of it, has no
     vocoder in the place of a VITS's own decoder, and counts seconds by the acoustic model's sample rate."""
 
     def tts(self, *args, **kwargs):
-        if not _has_our_vocoder(self) or self.tts_model is None:
+        if not _has_apnet2(self) or self.tts_model is None:
             return original(self, *args, **kwargs)
         model = _pairing(self, "tts_model").acoustic_model(self.tts_model, self.vocoder_model)
 
@@ -203,7 +213,7 @@ def _convert_voice(original):
     """`Synthesizer.voice_conversion`: stock gives the vocoder whatever the model answers with, mostly a waveform."""
 
     def voice_conversion(self, *args, **kwargs):
-        if not _has_our_vocoder(self) or self.vc_model is None:
+        if not _has_apnet2(self) or self.vc_model is None:
             return original(self, *args, **kwargs)
 
         def inference(output):
@@ -230,7 +240,7 @@ def _convert_input(original):
     bands, and takes the waveform of an end-to-end model for a mel."""
 
     def _run_vocoder(self, mel_postnet_spec, *args, **kwargs):
-        if not _has_our_vocoder(self):
+        if not _has_apnet2(self):
             return original(self, mel_postnet_spec, *args, **kwargs)
         return _vocode(self, "tts_model", mel_postnet_spec)
 
@@ -238,7 +248,7 @@ def _convert_input(original):
 
 
 def _say_it_in_one_line(original):
-    """`TTS.bin.synthesize.main`: stock shows a traceback for each mistake of its user; ours get one line."""
+    """`TTS.bin.synthesize.main`: stock shows a traceback for each mistake of its user; the plugin's get one line."""
 
     def main(*args, **kwargs):
         try:
@@ -251,15 +261,17 @@ def _say_it_in_one_line(original):
 
 
 def _end_in_one_line(command: str, error: Exception) -> None:
-    """End the process by a line with the error if it is one of ours."""
-    if type(error).__module__.partition(".")[0] == __package__:
+    """End the process by a line with the error if it is the plugin's."""
+    from apnet2_tts_plugin.errors import Apnet2Error
+
+    if isinstance(error, Apnet2Error):
         sys.exit(f"{command}: {error}")
 
 
 def _write_config_whole(original):
     """`trainer.trainer.copy_model_files`: stock empties the `config.json` of a run that goes on, then writes it anew,
     from each process; one that is killed then, or another that reads then, finds nothing to go on with. Where there are
-    checkpoints, `Run` writes it, once it is known that the run is not another one of the same name."""
+    checkpoints, `Session` writes it, once it is known that the run is not another one of the same name."""
 
     def copy_model_files(config, out_path, *args, **kwargs):
         if getattr(config, "model", None) != "apnet2":
@@ -284,7 +296,7 @@ def _keep_run_folder(original):
     log that says why."""
 
     def remove_experiment_folder(experiment_path, *args, **kwargs):
-        from apnet2_tts_plugin import store
+        from apnet2_tts_plugin.weights import store
 
         if not store.is_config(f"{experiment_path}/config.json"):
             original(experiment_path, *args, **kwargs)
@@ -292,14 +304,14 @@ def _keep_run_folder(original):
     return remove_experiment_folder
 
 
-def _our_folder(name: str | None):
-    """The folder of our model `name`; None for another's, ModelNotFoundError for one of ours that is not there."""
-    from apnet2_tts_plugin import store
+def _apnet2_folder(name: str | None):
+    """The folder of the APNet2 `name`; None for another name, ModelNotFoundError for one that could be no other's."""
+    from apnet2_tts_plugin.weights import store
 
-    return store.resolve(name) if name and store.claims(name) else None
+    return store.resolve(name) if name and store.is_apnet2(name) else None
 
 
-def _has_our_vocoder(synthesizer) -> bool:
+def _has_apnet2(synthesizer) -> bool:
     """Whether the vocoder is an APNet2; if the module of its class was never imported, it cannot be."""
     module = sys.modules.get("apnet2_tts_plugin.model")
     return module is not None and isinstance(getattr(synthesizer, "vocoder_model", None), module.Apnet2)
@@ -307,18 +319,18 @@ def _has_our_vocoder(synthesizer) -> bool:
 
 WRAPS = {
     "TTS.api": {
-        "TTS.__init__": _keep_our_vocoder,
-        "TTS.download_model_by_name": _add_our_vocoder,
+        "TTS.__init__": _keep_vocoder,
+        "TTS.download_model_by_name": _add_vocoder,
     },
     "TTS.bin.synthesize": {"main": _say_it_in_one_line},
     "TTS.server.server": {},
     "TTS.utils.manage": {
-        "ModelManager.__init__": _list_our_models,
-        "ModelManager.download_model": _find_our_models,
+        "ModelManager.__init__": _list_models,
+        "ModelManager.download_model": _find_models,
     },
     "TTS.utils.synthesizer": {
         "Synthesizer.__init__": _plan_pairing,
-        "Synthesizer.tts": _speak_with_ours,
+        "Synthesizer.tts": _vocode_sentences,
         "Synthesizer.voice_conversion": _convert_voice,
         "Synthesizer._run_vocoder": _convert_input,
     },

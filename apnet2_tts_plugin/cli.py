@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from apnet2_tts_plugin import __version__
+from apnet2_tts_plugin.errors import Apnet2Error, PairingError
 
 DESCRIPTION = """\
-The APNet2 neural vocoder on the command line: speak files, bring in official
+The APNet2 neural vocoder on the command line: vocode files, bring in official
 weights, and keep models under names that coqui-tts finds too."""
 
 EPILOG = """\
 example:
-  apnet2 vocode recording.wav again.wav
+  apnet2 vocode recording.wav vocoded.wav
   apnet2 vocode --help
 
 exit status:
@@ -27,14 +28,14 @@ exit status:
 """
 
 VOCODE = """\
-Speak files with a model. IN is one of:
+Vocode files with a model. IN is one of:
 
-  a .wav or .flac file  analysed to the model's mel and spoken again (copy
-                        synthesis); the output has as many samples
+  a .wav or .flac file  a recording, analysed to the model's mel and vocoded
+                        (copy synthesis); the output has as many samples
   an .npy or .pt file   a natural-log mel (bands, frames) or (1, bands, frames)
                         with the model's analysis settings
   a folder              all such files in it and its sub-folders, which OUT
-                        mirrors; files that cannot be spoken are named and
+                        mirrors; files that cannot be vocoded are named and
                         skipped, and the exit status is 1 at the end
 
 The output is 16-bit mono WAV at the model's sample rate, as loud as the model
@@ -43,7 +44,7 @@ replaced."""
 
 VOCODE_EXAMPLES = """\
 examples:
-  apnet2 vocode recording.wav again.wav
+  apnet2 vocode recording.wav vocoded.wav
   apnet2 vocode mels/ wavs/ --model my_model --device cuda
 """
 
@@ -93,7 +94,7 @@ examples:
   apnet2 pair --tts tts_models/en/ljspeech/glow-tts
   apnet2 pair --tts my_run/config.json --vocoder ljspeech --strict
 
-`APNET2_STRICT=1 tts ...` does for speaking what --strict does here.
+`APNET2_STRICT=1 tts ...` does for speech what --strict does here.
 """
 
 
@@ -108,15 +109,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status; `argv` defaults to the process's arguments."""
     arguments = _parser().parse_args(argv)
     try:
-        with _only_our_messages():
+        with _only_plugin_messages():
             return arguments.run(arguments)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except ValueError as error:
-        if not type(error).__module__.startswith(__package__):
-            raise  # a mistake of ours, not of the user's
+    except Apnet2Error as error:
         return _fail(str(error))
 
 
@@ -133,7 +132,7 @@ def _parser() -> Parser:
         command.set_defaults(run=run)
         return command
 
-    vocode = add("vocode", _vocode, "speak a recording, a mel or a folder of them", VOCODE, VOCODE_EXAMPLES)
+    vocode = add("vocode", _vocode, "vocode a recording, a mel or a folder of them", VOCODE, VOCODE_EXAMPLES)
     vocode.add_argument("input", metavar="IN", help=".wav, .flac, .npy or .pt file, or a folder of them")
     vocode.add_argument("output", metavar="OUT", help=".wav file to write, or a folder if IN is one")
     vocode.add_argument(
@@ -187,24 +186,27 @@ _AsWritten = argparse.RawDescriptionHelpFormatter
 def _vocode(arguments: argparse.Namespace) -> int:
     from apnet2_tts_plugin import loader, vocode
 
-    pairs = vocode.plan(arguments.input, arguments.output)
+    pairs = vocode.input_output_pairs(arguments.input, arguments.output)
     model = loader.load_model(arguments.model, arguments.device)
     failures = vocode.vocode_files(model, pairs, arguments.resample)
     if failures and len(pairs) > 1:
-        _fail(f"{failures} of {len(pairs)} files could not be spoken")
+        _fail(f"{failures} of {len(pairs)} files could not be vocoded")
     return 1 if failures else 0
 
 
 def _pair(arguments: argparse.Namespace) -> int:
-    from apnet2_tts_plugin import loader, pairing, plan, report, trial
+    from apnet2_tts_plugin import loader
+    from apnet2_tts_plugin.pairing import convert, error, plan, report
 
     tts_config = loader.read_acoustic_config(arguments.tts)
     sides = tts_config, loader.audio_processor(tts_config), loader.read_vocoder_config(arguments.vocoder)
     planned = plan.make_plan(*sides)
-    if planned.verdict == plan.Verdict.IMPOSSIBLE:
+    try:
+        paired = convert.pair_configs(*sides)
+    except PairingError:
         print(report.table(planned, {}))
-    paired = pairing.pair_configs(*sides)  # refuses what is impossible
-    print(report.table(planned, trial.errors(paired)))
+        raise
+    print(report.table(planned, error.errors_db(paired)))
     print(report.summary(paired))
     if arguments.strict and planned.verdict == plan.Verdict.APPROXIMATE:
         return _fail("approximate, and --strict allows exact pairings only")
@@ -212,22 +214,22 @@ def _pair(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from apnet2_tts_plugin import checkpoints
+    from apnet2_tts_plugin.weights import convert, find
 
     out = arguments.out
-    written = checkpoints.import_official(arguments.generator, out, arguments.discriminators, arguments.config)
+    written = convert.import_official(arguments.generator, out, arguments.discriminators, arguments.config)
     _say_what_next(written, out)
     if arguments.discriminators:
-        config, checkpoint = f"{out}/{checkpoints.CONFIG_NAME}", written[-1]
+        config, checkpoint = f"{out}/{find.CONFIG_NAME}", written[-1]
         command = f"python -m TTS.bin.train_vocoder --config_path {config} --restore_path {checkpoint}"
         print(f"fine-tune:  {command} --coqpit.data_path WAVS")
     return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from apnet2_tts_plugin import checkpoints
+    from apnet2_tts_plugin.weights import convert
 
-    _say_what_next(checkpoints.export(arguments.checkpoint, arguments.out, arguments.half), arguments.out)
+    _say_what_next(convert.export(arguments.checkpoint, arguments.out, arguments.half), arguments.out)
     return 0
 
 
@@ -239,12 +241,13 @@ def _say_what_next(written: list, out: str) -> None:
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    from apnet2_tts_plugin import loader, store
+    from apnet2_tts_plugin import loader
+    from apnet2_tts_plugin.weights import store
 
     model = loader.load_model(os.path.abspath(arguments.folder))  # a path, even where a model has the folder's name
     folder = store.install(arguments.folder, arguments.name)
     print(f"installed {folder}")
-    file = "IN.wav" if model.config.input == "mel" else "LATENT.npy"
+    file = "IN.wav" if model.config.input_features == "mel" else "LATENT.npy"
     print(f"use it:  apnet2 vocode {file} OUT.wav --model {arguments.name}")
     print(f"         tts --text TEXT --vocoder_name {arguments.name} --out_path OUT.wav")
     return 0
@@ -253,13 +256,13 @@ def _install(arguments: argparse.Namespace) -> int:
 def _list(arguments: argparse.Namespace) -> int:
     from apnet2_tts_plugin import loader
 
-    for row in loader.overview():
+    for row in loader.model_table():
         print(row)
     return 0
 
 
 def _remove(arguments: argparse.Namespace) -> int:
-    from apnet2_tts_plugin import store
+    from apnet2_tts_plugin.weights import store
 
     store.remove(arguments.name)
     print(f"removed {arguments.name}")
@@ -267,27 +270,23 @@ def _remove(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _only_our_messages() -> Iterator[None]:
-    """Show the plugin's warnings on stderr, and none of the libraries'."""
-    ours = logging.getLogger(__package__)
-    handler = _Stderr()
+def _only_plugin_messages() -> Iterator[None]:
+    """Show the plugin's warnings on stderr, without tearing a progress bar, and none of the libraries'."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    plugin = logging.getLogger(__package__)
+    handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("apnet2: %(message)s"))
-    ours.addHandler(handler)
+    plugin.addHandler(handler)
+    silent = logging.NullHandler()
+    logging.getLogger().addHandler(silent)  # or Python prints what has no handler
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), logging_redirect_tqdm([plugin]):
             warnings.simplefilter("ignore")
             yield
     finally:
-        ours.removeHandler(handler)
-
-
-class _Stderr(logging.Handler):
-    """Writes to stderr without tearing a progress bar."""
-
-    def emit(self, record):
-        from tqdm import tqdm
-
-        tqdm.write(self.format(record), file=sys.stderr)
+        plugin.removeHandler(handler)
+        logging.getLogger().removeHandler(silent)
 
 
 def _fail(message: str, status: int = 1) -> int:

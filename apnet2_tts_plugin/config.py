@@ -1,25 +1,60 @@
 """The configuration of APNet2: one dataclass, checked whenever it is made, loaded or changed by the command line."""
 
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Collection
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from coqpit import Coqpit
 from TTS.config import BaseAudioConfig
 from TTS.vocoder.configs.shared_configs import BaseVocoderConfig
 
+from apnet2_tts_plugin.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
 AMPLITUDE_STARTS = ("mel", "pseudo_inverse")
-INPUTS = ("mel", "latent")
+INPUT_FEATURES = ("mel", "latent")
 EVAL_METRICS = ("pesq", "stoi")
 LOSS_RESOLUTIONS = ((512, 128, 512), (1024, 256, 1024), (2048, 512, 2048))  # of the multi-resolution loss
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work; the message is one line that names the field, its value and what is allowed."""
+LOSS_WEIGHTS = {
+    "amplitude": 45.0,
+    "instantaneous_phase": 100.0,
+    "group_delay": 100.0,
+    "phase_time_difference": 100.0,
+    "stft_consistency": 20.0,
+    "real": 45.0,
+    "imaginary": 45.0,
+    "mel": 45.0,
+    "multi_resolution_stft": 0.0,
+    "adversarial_mpd": 1.0,
+    "feature_matching_mpd": 1.0,
+    "adversarial_mrd": 0.1,
+    "feature_matching_mrd": 0.1,
+}
+DISCRIMINATOR_LOSS_WEIGHTS = {"mpd": 1.0, "mrd": 0.1}
+ANALYSIS = ("fft_size", "win_length", "hop_length", "sample_rate", "num_mels", "mel_fmin", "mel_fmax")
+WRITTEN_BY_TRAINER = ("github_branch", "restore_path")  # into a run's config.json
+UNUSED = {  # settings of coqui's base classes that APNet2 makes no use of, and what does it instead
+    "use_noise_augment": "",
+    "pad_short": "",
+    "conv_pad": "",
+    "use_cache": "",
+    "test_delay_epochs": "",
+    "eval_batch_size": ": held-out files are evaluated one by one",
+    "wd": ": set weight_decay in optimizer_params",
+    "lr": ": set lr_gen and lr_disc",
+    "lr_scheduler": ": set lr_scheduler_gen and lr_scheduler_disc",
+    "lr_scheduler_params": ": set lr_scheduler_gen_params and lr_scheduler_disc_params",
+}
 
 
 @dataclass
 class Apnet2AudioConfig(BaseAudioConfig):
     """coqui's audio settings with APNet2's values: a plain natural-log mel, neither scaled nor normalised.
+
+    `fft_size`, `win_length`, `hop_length`, `sample_rate`, `num_mels`, `mel_fmin` and `mel_fmax` can be chosen; of any
+    other setting, which would have no effect, all values but the default are refused.
 
     Args:
         mel_fmax (float): Upper edge of the mel bands in Hz. Defaults to 8000.0.
@@ -54,9 +89,10 @@ class Apnet2AudioConfig(BaseAudioConfig):
         fmax = nyquist if self.mel_fmax is None else self.mel_fmax
         allowed = f"above audio.mel_fmin ({self.mel_fmin}) and at most half the sample rate ({nyquist})"
         _require(0 <= self.mel_fmin < fmax <= nyquist, "audio.mel_fmax", self.mel_fmax, allowed)
-        _require(not self.signal_norm, "audio.signal_norm", self.signal_norm, "False: the mel is not normalised")
-        _require(self.log_func == "np.log", "audio.log_func", self.log_func, "'np.log': the mel is a natural log")
-        _require(self.preemphasis == 0, "audio.preemphasis", self.preemphasis, "0")
+        for setting in fields(self):
+            if setting.name not in ANALYSIS:
+                only = f"{setting.default!r}: APNet2's mel is a plain natural log, and knows no other value"
+                _require(self[setting.name] == setting.default, f"audio.{setting.name}", self[setting.name], only)
 
 
 @dataclass
@@ -102,8 +138,8 @@ class Apnet2Config(BaseVocoderConfig):
     The weights in `loss_weights` are those of the generator's terms (APNet2 paper, section 2.3) by the names they have
     in the log; `multi_resolution_stft` is not in the paper, and is not computed where its weight is 0.
     `feature_path` of coqui's base class is a folder of natural-log mels to train on instead of those of the recordings,
-    or of latents, one `.npy` file (n_inputs, T) for each (`corpus.with_features`); `use_noise_augment`, `pad_short`,
-    `conv_pad`, `use_cache` and `wd` have no effect.
+    or of latents, one `.npy` file (n_inputs, T) for each (`training.features`). Settings of the base classes that would
+    have no effect (`UNUSED`) are refused unless they have their defaults.
 
     Args:
         model (str): Name by which coqui finds the model class. Defaults to "apnet2".
@@ -113,15 +149,15 @@ class Apnet2Config(BaseVocoderConfig):
         amplitude_start (str): What the amplitude predictor starts from: "mel" (APNet2), the input as it is, or
             "pseudo_inverse", the mel taken back to linear frequency and refined by blocks of width `fft_size / 2 + 1`,
             without input and output convolutions (FreeV). Defaults to "mel".
-        input (str): What the vocoder speaks: a "mel", or the "latent" of a VITS, whose decoder it then is
-            (`latents.py`). Defaults to "mel".
+        input_features (str): What the vocoder gets: a "mel", or the "latent" of a VITS, whose decoder it then is
+            (`pairing.vits`); `input` in files of old. Defaults to "mel".
         latent_channels (int): Channels of the latent, `hidden_channels` of the VITS. Defaults to 192.
         speaker_channels (int): Channels of the speaker embedding below the latent, equal in all frames; 0 for a VITS
             of one speaker. Defaults to 0.
         mpd_periods (list): Periods in samples of the multi-period discriminator. Defaults to [2, 3, 5, 7, 11].
         mpd_channels (list): Channels of its convolutions. Defaults to [32, 128, 512, 1024, 1024].
-        mrd_resolutions (list): FFT, hop and window length of each part of the multi-resolution discriminator.
-            Defaults to [[1024, 256, 1024], [2048, 512, 2048], [512, 128, 512]].
+        mrd_resolutions (list): FFT, hop and window length of each sub-discriminator of the multi-resolution
+            discriminator. Defaults to [[1024, 256, 1024], [2048, 512, 2048], [512, 128, 512]].
         mrd_channels (int): Channels of its convolutions. Defaults to 64.
         steps_to_start_discriminator (int): Generator updates before the discriminators join. Defaults to 0.
         loss_weights (dict): Weight of each generator loss.
@@ -155,11 +191,11 @@ class Apnet2Config(BaseVocoderConfig):
             stops the run. Defaults to 20.
         log_term_gradients (bool): Log the gradient norm of each generator loss every `plot_step` steps, which costs a
             backward pass for each of them. Defaults to False.
-        eval_metrics (list): Figures of speech quality to evaluate, "pesq" and "stoi", as far as the extra `eval` is
+        eval_metrics (list): Metrics of speech quality to evaluate, "pesq" and "stoi", as far as the extra `eval` is
             installed. Defaults to ["pesq", "stoi"].
-        target_loss (str): Evaluation figure by which the best model is picked: "loss_mel" (the mean absolute error of
-            the full-band natural-log mel), another "loss_<term>", or "pesq" and "stoi", of which the highest is best.
-            Defaults to "loss_mel".
+        target_loss (str): Metric by which the best model is picked: "loss_mel" (the mean absolute error of the
+            full-band natural-log mel), another "loss_<term>" that is computed, or "pesq" and "stoi", of which the
+            highest is best. Defaults to "loss_mel".
     """
 
     model: str = "apnet2"
@@ -169,7 +205,7 @@ class Apnet2Config(BaseVocoderConfig):
     phase: PredictorConfig = field(default_factory=PredictorConfig)
     amplitude_start: str = "mel"
 
-    input: str = "mel"
+    input_features: str = "mel"
     latent_channels: int = 192
     speaker_channels: int = 0
 
@@ -181,24 +217,8 @@ class Apnet2Config(BaseVocoderConfig):
     mrd_channels: int = 64
     steps_to_start_discriminator: int = 0
 
-    loss_weights: dict[str, float] = field(
-        default_factory=lambda: {
-            "amplitude": 45.0,
-            "instantaneous_phase": 100.0,
-            "group_delay": 100.0,
-            "phase_time_difference": 100.0,
-            "stft_consistency": 20.0,
-            "real": 45.0,
-            "imaginary": 45.0,
-            "mel": 45.0,
-            "multi_resolution_stft": 0.0,
-            "adversarial_mpd": 1.0,
-            "feature_matching_mpd": 1.0,
-            "adversarial_mrd": 0.1,
-            "feature_matching_mrd": 0.1,
-        }
-    )
-    discriminator_loss_weights: dict[str, float] = field(default_factory=lambda: {"mpd": 1.0, "mrd": 0.1})
+    loss_weights: dict[str, float] = field(default_factory=LOSS_WEIGHTS.copy)
+    discriminator_loss_weights: dict[str, float] = field(default_factory=DISCRIMINATOR_LOSS_WEIGHTS.copy)
 
     seq_len: int = 8192
     batch_size: int = 16
@@ -229,7 +249,7 @@ class Apnet2Config(BaseVocoderConfig):
     @property
     def n_inputs(self) -> int:
         """Channels of the vocoder's input: bands of the mel, or those of latent and speaker embedding together."""
-        return self.audio.num_mels if self.input == "mel" else self.latent_channels + self.speaker_channels
+        return self.audio.num_mels if self.input_features == "mel" else self.latent_channels + self.speaker_channels
 
     def check_values(self) -> None:
         """Refuse settings that cannot work.
@@ -237,9 +257,18 @@ class Apnet2Config(BaseVocoderConfig):
         Raises:
             ConfigError: with the field, its value and what is allowed.
         """
+        for name, kind in (("audio", Apnet2AudioConfig), ("amplitude", PredictorConfig), ("phase", PredictorConfig)):
+            # coqpit swallows the AttributeError that a None would end in
+            _require(isinstance(self[name], kind), name, self[name], f"a section of settings ({kind.__name__})")
         self.audio.check_values()
         self.amplitude.check("amplitude")
         self.phase.check("phase")
+        defaults = {setting.name: setting for setting in fields(self)}
+        for name, instead in UNUSED.items():
+            setting = defaults[name]
+            default = setting.default if setting.default is not MISSING else setting.default_factory()
+            is_default = self[name] in (default, None)  # coqpit's command line makes None of {}
+            _require(is_default, name, self[name], f"{default!r}, as it has no effect{instead}")
         _require(self.amplitude_start in AMPLITUDE_STARTS, "amplitude_start", self.amplitude_start, AMPLITUDE_STARTS)
         if self.amplitude_start == "pseudo_inverse":
             bins = self.audio.fft_size // 2 + 1
@@ -249,10 +278,10 @@ class Apnet2Config(BaseVocoderConfig):
         self._check_training()
 
     def _check_input(self) -> None:
-        _require(self.input in INPUTS, "input", self.input, INPUTS)
+        _require(self.input_features in INPUT_FEATURES, "input_features", self.input_features, INPUT_FEATURES)
         inverts = self.amplitude_start == "pseudo_inverse"
-        allowed = "'mel' with input 'latent': there is no mel to invert"
-        _require(self.input == "mel" or not inverts, "amplitude_start", self.amplitude_start, allowed)
+        allowed = "'mel' with input_features 'latent': there is no mel to invert"
+        _require(self.input_features == "mel" or not inverts, "amplitude_start", self.amplitude_start, allowed)
         _require(self.latent_channels >= 1, "latent_channels", self.latent_channels, "at least 1")
         _require(self.speaker_channels >= 0, "speaker_channels", self.speaker_channels, "0 or more")
 
@@ -276,8 +305,8 @@ class Apnet2Config(BaseVocoderConfig):
         fits = not self.loss_weights.get("multi_resolution_stft") or self.seq_len > longest
         _require(fits, "seq_len", self.seq_len, f"more than {longest} with a loss weight of multi_resolution_stft")
         for name, known in (
-            ("loss_weights", Apnet2Config.__dataclass_fields__["loss_weights"].default_factory()),
-            ("discriminator_loss_weights", {"mpd": 1.0, "mrd": 0.1}),
+            ("loss_weights", LOSS_WEIGHTS),
+            ("discriminator_loss_weights", DISCRIMINATOR_LOSS_WEIGHTS),
         ):
             wrong = set(self[name]) ^ set(known)
             _require(not wrong, name, sorted(self[name]), f"exactly the terms {sorted(known)}")
@@ -290,18 +319,37 @@ class Apnet2Config(BaseVocoderConfig):
             allowed = "the name of a schedule ('ConstantLR' with {'factor': 1.0} leaves the rate as it is)"
             _require(bool(self[name]), name, self[name], allowed)
         _require(self.precision in ("bf16", "fp16"), "precision", self.precision, "'bf16' or 'fp16'")
-        _require(self.max_skipped_steps >= 0, "max_skipped_steps", self.max_skipped_steps, "0 or more")
-        known = set(self.eval_metrics) <= set(EVAL_METRICS)
-        _require(known, "eval_metrics", self.eval_metrics, f"some of {list(EVAL_METRICS)}")
-        terms = [term for term in self.loss_weights if not term.startswith(("adversarial", "feature_matching"))]
-        figures = [*(f"loss_{term}" for term in terms), *self.eval_metrics]
-        _require(self.target_loss in figures, "target_loss", self.target_loss, f"one of {figures}")
+        for name in ("max_skipped_steps", "num_loader_workers", "num_eval_loader_workers"):
+            _require(self[name] >= 0, name, self[name], "0 or more")
+        allowed = f"some of {list(EVAL_METRICS)}"
+        _require(set(self.eval_metrics) <= set(EVAL_METRICS), "eval_metrics", self.eval_metrics, allowed)
+        targets = [*(f"loss_{term}" for term in self._evaluated_terms()), *self.eval_metrics]
+        _require(self.target_loss in targets, "target_loss", self.target_loss, f"one of {targets}")
+
+    def _evaluated_terms(self) -> list[str]:
+        """The loss terms that an evaluation computes."""
+        left_out = ["adversarial", "feature_matching"]
+        if not self.loss_weights["multi_resolution_stft"]:
+            left_out.append("multi_resolution_stft")
+        return [term for term in self.loss_weights if not term.startswith(tuple(left_out))]
 
     def deserialize(self, data: dict[str, Any]) -> "Apnet2Config":
         """Take over the values of `data`, as read from a file, and check them."""
+        if "input" in data:  # the name of `input_features` in files of old
+            data = {"input_features": data["input"], **data}
+        _warn_of_unknown("", data, self, {"input", *WRITTEN_BY_TRAINER})
+        for name in ("audio", "amplitude", "phase"):
+            _warn_of_unknown(f"{name}.", data.get(name), self[name])
         super().deserialize(data)
         self.check_values()
         return self
+
+
+def _warn_of_unknown(prefix: str, data: Any, section: Coqpit, others: Collection[str] = ()) -> None:
+    """A name that means nothing may be a typing error, or of a newer coqui-tts: say so."""
+    known = {setting.name for setting in fields(section)}
+    for name in sorted(set(data or ()) - known - set(others)):
+        logger.warning("%s%s: no setting of APNet2, and without effect", prefix, name)
 
 
 def _require(condition: bool, name: str, value: Any, allowed: Any) -> None:

@@ -1,4 +1,4 @@
-"""From a model's name or folder to a model that speaks."""
+"""From a model's name or folder to a model, and from files to configurations."""
 
 import os
 import warnings
@@ -11,37 +11,38 @@ from TTS.config import BaseAudioConfig, load_config
 from TTS.utils.audio import AudioProcessor
 from TTS.vocoder.configs.shared_configs import BaseVocoderConfig
 
-from apnet2_tts_plugin import store
-from apnet2_tts_plugin.checkpoints import CONFIG_NAME
 from apnet2_tts_plugin.config import Apnet2Config
+from apnet2_tts_plugin.errors import Apnet2Error, ModelError, one_line
 from apnet2_tts_plugin.model import Apnet2
-
-
-class ModelError(ValueError):
-    """A model cannot be loaded, or not to this device; the message says why in one line."""
+from apnet2_tts_plugin.weights import store
+from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
 
 
 def load_model(name_or_folder: str | os.PathLike, device: str = "cpu") -> Apnet2:
-    """Load a model to speak with; its discriminators are left out.
+    """Load a model to vocode with; its discriminators are left out.
 
     Args:
         name_or_folder: A name that `store` knows, or a folder with `config.json` and weights.
         device: A device that torch knows, such as "cpu", "cuda" or "cuda:1".
 
     Raises:
-        ModelError: if the configuration or the device cannot be used.
-        StoreError: if there is no such model.
-        CheckpointError: if the weights cannot be read or do not fit the configuration.
+        ModelError: if there is no such model, or the configuration or the device cannot be used.
+        CheckpointError: if there are no weights, or they cannot be read or do not fit the configuration.
+
+    Example:
+
+        >>> model = load_model("apnet2")
+        >>> model.copy_synthesis(torch.zeros(22050), sample_rate=22050).shape
+        torch.Size([22050])
     """
     folder = store.resolve(name_or_folder)
-    weights = store.weights_file(folder)
+    weights = find_weights(folder)
     place = _usable_device(device)
     config = read_config(folder / CONFIG_NAME)
     try:
         model = Apnet2(config)
     except (RuntimeError, TypeError) as error:  # sizes of the right kind that torch cannot make, such as 10**9
-        reason = str(error).strip().partition("\n")[0]
-        raise ModelError(f"{folder / CONFIG_NAME}: no model can be made of it ({reason})") from error
+        raise ModelError(f"{folder / CONFIG_NAME}: no model can be made of it ({one_line(error)})") from error
     model.load_checkpoint(config, weights, eval=True)
     return model.to(place)
 
@@ -58,7 +59,7 @@ def read_config(path: Path) -> Apnet2Config:
             warnings.simplefilter("error", UserWarning)  # coqpit warns and takes the default for a value of wrong type
             config.load_json(path)
     except (OSError, ValueError, TypeError, AttributeError, UserWarning) as error:
-        raise ModelError(f"{path}: not a usable configuration ({' '.join(str(error).split())})") from error
+        raise ModelError(f"{path}: not a usable configuration ({one_line(error)})") from error
     return config
 
 
@@ -82,21 +83,26 @@ def read_acoustic_config(name_or_path: str | os.PathLike):
             warnings.filterwarnings("error", category=UserWarning, module="coqpit")
             config = load_config(path)
     except Exception as error:  # coqui-tts raises almost anything
-        raise ModelError(f"{path}: not a configuration of coqui-tts ({_reason(error)})") from error
+        raise ModelError(
+            f"{path}: not a configuration of coqui-tts ({type(error).__name__}: {one_line(error)})"
+        ) from error
     if isinstance(config, BaseVocoderConfig) or not getattr(config, "audio", None):
         raise ModelError(f"{path}: the configuration of a {config.model}, expected an acoustic model's")
     return config
 
 
 def read_vocoder_config(name_or_path: str | os.PathLike) -> Apnet2Config:
-    """The configuration of a vocoder of ours: a name that `store` knows, a folder with a `config.json`, or such a file.
+    """The configuration of an APNet2: a name that `store` knows, a folder with a `config.json`, or such a file.
 
     Raises:
-        ModelError: if it cannot be used.
-        StoreError: if there is no such model.
+        ModelError: if it cannot be used, or there is no such model.
     """
     path = Path(name_or_path)
-    return read_config(path if path.is_file() else store.resolve(name_or_path) / CONFIG_NAME)
+    if not path.is_file():
+        path = store.resolve(name_or_path) / CONFIG_NAME
+    elif not store.is_config(path):
+        raise ModelError(f'{path}: not the configuration of an APNet2, it does not say "model": "apnet2"')
+    return read_config(path)
 
 
 def audio_processor(tts_config) -> AudioProcessor | None:
@@ -110,28 +116,25 @@ def audio_processor(tts_config) -> AudioProcessor | None:
     try:
         ap = AudioProcessor(tts_config.audio)
     except Exception as error:  # as it reads a file of statistics, almost anything
-        raise ModelError(f"the audio settings of {tts_config.model} cannot work ({_reason(error)})") from error
+        raise ModelError(
+            f"the audio settings of {tts_config.model} cannot work ({type(error).__name__}: {one_line(error)})"
+        ) from error
     for name in ("hop_length", "win_length"):
         if getattr(ap, name) < 2:
             raise ModelError(f"audio.{name} of {tts_config.model}: {getattr(ap, name)}, expected at least 2")
     return ap
 
 
-def overview() -> Iterator[str]:
+def model_table() -> Iterator[str]:
     """One line for each named model: its name, origin, size, sample rate and folder, or what is wrong with it."""
     for name, folder in store.names().items():
         origin = "bundled" if folder.parent == store.BUNDLED else "user"
         try:
-            size = store.weights_file(folder).stat().st_size / 1e6
+            size = find_weights(folder).stat().st_size / 1e6
             facts = f"{size:7.1f} MB  {read_config(folder / CONFIG_NAME).audio.sample_rate:6d} Hz  {folder}"
-        except ValueError as error:
+        except Apnet2Error as error:
             facts = f"broken: {error}"
         yield f"{name:16}  {origin:7}  {facts}"
-
-
-def _reason(error: Exception) -> str:
-    """One line; many of coqui's own checks raise without a message."""
-    return " ".join(f"{type(error).__name__} {error}".split())
 
 
 def _usable_device(name: str) -> torch.device:
@@ -139,6 +142,5 @@ def _usable_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ModelError(f"device {name!r} cannot be used here ({reason}); 'cpu' always can") from error
+        raise ModelError(f"device {name!r} cannot be used here ({one_line(error)}); 'cpu' always can") from error
     return device

@@ -1,4 +1,4 @@
-"""Figures of copy synthesis: how near a vocoder's waveform comes to the recording whose mel it was given.
+"""Metrics of copy synthesis: how near a vocoder's waveform comes to the recording whose mel it was given.
 
 All take a reference and a degraded waveform, (N,) float arrays of one length and sample rate, and return one number.
 STOI and PESQ come from the packages pystoi and pesq, which the extra `eval` installs.
@@ -12,18 +12,12 @@ import librosa
 import numpy as np
 import torch
 
-from apnet2_tts_plugin.spectra import LogMel
+from apnet2_tts_plugin.errors import MetricError, MissingPackageError
+from apnet2_tts_plugin.network.spectra import LogMel
 
 PESQ_RATE = 16000
 MEL_FFT, MEL_HOP, MEL_BANDS = 1024, 256, 80
-
-
-class MetricError(ValueError):
-    """A figure that cannot be had from these waveforms; the message is one line."""
-
-
-class MissingPackageError(ImportError):
-    """A package of the extra `eval` is not installed; the message is one line that says how to get it."""
+DB_PER_NEPER = 20 / np.log(10)
 
 
 def stoi(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> float:
@@ -78,8 +72,8 @@ def pesq_wb(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> fl
         raise MetricError(f"PESQ gives no score: {reason}") from error
 
 
-def mel_error(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> float:
-    """Mean absolute difference of the natural-log mel spectrograms from 0 Hz to half the sample rate.
+def mel_error_db(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> float:
+    """Mean absolute difference in dB of the log-mel spectrograms from 0 Hz to half the sample rate.
 
     The mel is that of APNet2's mel loss (paper, section 2.3): 80 bands, FFT and window of 1024 samples, hop 256.
 
@@ -89,7 +83,7 @@ def mel_error(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> 
         sample_rate: Sample rate of both in Hz.
 
     Returns:
-        0 for equal waveforms; 0.1 is a mean deviation of 10 percent, or 0.87 dB, in a band's magnitude.
+        Decibels of a band's magnitude, 0 for equal waveforms.
 
     Raises:
         MetricError: if the lengths differ.
@@ -97,7 +91,7 @@ def mel_error(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> 
     _check_lengths(reference, degraded)
     log_mel = LogMel(sample_rate, MEL_FFT, MEL_HOP, MEL_FFT, MEL_BANDS, 0.0, None)
     mels = log_mel(torch.from_numpy(np.stack([reference, degraded])))
-    return float((mels[0] - mels[1]).abs().mean())
+    return DB_PER_NEPER * float((mels[0] - mels[1]).abs().mean())
 
 
 SPEECH_METRICS = {"pesq": pesq_wb, "stoi": stoi}

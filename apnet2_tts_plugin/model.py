@@ -4,7 +4,10 @@ import os
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+import torchaudio
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from trainer import Trainer
@@ -12,25 +15,44 @@ from trainer.logging import BaseDashboardLogger
 from trainer.trainer_utils import get_optimizer, get_scheduler
 from TTS.vocoder.models.base_vocoder import BaseVocoder
 
-from apnet2_tts_plugin import checkpoints, distributed, losses, metrics
-from apnet2_tts_plugin.config import LOSS_RESOLUTIONS, Apnet2Config
-from apnet2_tts_plugin.corpus import DataError, find_audio, split, usable, with_features
-from apnet2_tts_plugin.data import PADDING, EpochBatches, Segments, Utterances
-from apnet2_tts_plugin.discriminators import multi_period, multi_resolution
-from apnet2_tts_plugin.figures import spectrogram_figures
-from apnet2_tts_plugin.generator import Generator, Prediction
-from apnet2_tts_plugin.run import Run, Watch, leave_signals_to_parent
-from apnet2_tts_plugin.spectra import STFT, LogMel
-from apnet2_tts_plugin.step import DISCRIMINATORS, GENERATOR, Step, not_finite, parts, spectral_terms
+from apnet2_tts_plugin import metrics
+from apnet2_tts_plugin.config import Apnet2Config
+from apnet2_tts_plugin.errors import MetricError
+from apnet2_tts_plugin.network.discriminators import multi_period, multi_resolution
+from apnet2_tts_plugin.network.generator import Generator, Prediction
+from apnet2_tts_plugin.network.spectra import LogMel
+from apnet2_tts_plugin.training import distributed, losses
+from apnet2_tts_plugin.training.data import evaluation_loader, find_files, training_loader
+from apnet2_tts_plugin.training.guard import NonFiniteGuard
+from apnet2_tts_plugin.training.plots import spectrogram_plots
+from apnet2_tts_plugin.training.session import Session
+from apnet2_tts_plugin.training.step import (
+    DISCRIMINATOR_OPTIMIZER,
+    GENERATOR_OPTIMIZER,
+    Networks,
+    micro_batches,
+    not_finite,
+    training_step,
+)
+from apnet2_tts_plugin.weights.restore import load_weights
 
 
 class Apnet2(BaseVocoder):
     """The APNet2 vocoder: generator, discriminators, losses and data as `config` has them.
 
+    Attributes:
+        config: The configuration.
+        generator: The network that vocodes.
+        log_mel: The analysis (`network.spectra.LogMel`): waveform (B, N) at `config.audio.sample_rate` to natural-log
+            mel (B, n_mels, N // hop_length + 1).
+
     Example:
 
         >>> model = Apnet2(Apnet2Config())
-        >>> model.inference(torch.zeros(1, 80, 33)).shape
+        >>> mel = model.log_mel(torch.zeros(1, 8192))
+        >>> mel.shape
+        torch.Size([1, 80, 33])
+        >>> model.inference(mel).shape
         torch.Size([1, 1, 8192])
     """
 
@@ -42,16 +64,14 @@ class Apnet2(BaseVocoder):
         self.generator = Generator(config)
         self.mpd = self.mrd = None  # until training needs them: see add_discriminators
         self.log_mel = LogMel.from_audio_config(config.audio)
-        self.loss_mel = LogMel.from_audio_config(config.audio, full_band=True)
-        resolutions = LOSS_RESOLUTIONS if config.loss_weights["multi_resolution_stft"] else ()
-        self.loss_stfts = nn.ModuleList(STFT(*resolution) for resolution in resolutions)
-        self.watch = Watch(config.max_skipped_steps)
-        self.run: Run | None = None  # from here on: what a Trainer sets
+        self.criterion = losses.SpectralCriterion(config)
+        self.guard = NonFiniteGuard(config.max_skipped_steps)
+        self.session: Session | None = None  # from here on: what a Trainer sets
         self.grad_accum_steps = 1
         self.small_run: int | None = None
 
     def add_discriminators(self) -> None:
-        """Make the discriminators, larger than the generator and of no use to speak with, unless they are there."""
+        """Make the discriminators, larger than the generator and of no use to vocode with, unless they are there."""
         if self.mpd is None:
             config = self.config
             self.mpd = multi_period(config.mpd_periods, config.mpd_channels).to(self.device)
@@ -67,11 +87,11 @@ class Apnet2(BaseVocoder):
         return self.generator(mel)
 
     def inference(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Speak a mel, or the latent of a VITS, whichever is the configuration's `input`.
+        """Vocode a mel, or the latent of a VITS, whichever is the configuration's `input_features`.
 
         Args:
-            mel: Natural-log mel (B, n_mels, T) as `LogMel` makes it, or latent (B, n_inputs, T) as
-                `latents.vocoder_latent` makes it; floating, on the model's device, with T >= 2.
+            mel: Natural-log mel (B, n_mels, T) as `log_mel` makes it, or latent (B, n_inputs, T) as
+                `pairing.vits.vocoder_latent` makes it; floating, on the model's device, with T >= 2.
             lengths: True number of frames of each item (B,), 2 to T, for a padded batch; None when all have T.
 
         Returns:
@@ -80,7 +100,7 @@ class Apnet2(BaseVocoder):
         Raises:
             ValueError: if the input's shape or type is not as above.
         """
-        name, n_inputs = self.config.input, self.config.n_inputs
+        name, n_inputs = self.config.input_features, self.config.n_inputs
         if mel.dim() != 3 or mel.shape[1] != n_inputs:
             raise ValueError(f"{name} of shape {tuple(mel.shape)}, expected (batch, {n_inputs}, frames)")
         if not mel.is_floating_point():
@@ -95,6 +115,41 @@ class Apnet2(BaseVocoder):
             raise ValueError(f"lengths {lengths.tolist()}, expected {mel.shape[0]} numbers of 2 to {mel.shape[2]}")
         dtype = next(self.generator.parameters()).dtype
         return self.generator.inference(mel.to(dtype), lengths)[:, None]
+
+    @torch.inference_mode()
+    def copy_synthesis(self, waveform: Tensor | np.ndarray, sample_rate: int) -> Tensor:
+        """Analyse a recording and vocode its mel.
+
+        Args:
+            waveform: Recording (N,), floating, at least one sample.
+            sample_rate: Its sample rate in Hz; it is resampled if that is not `config.audio.sample_rate`.
+
+        Returns:
+            Waveform (N',) in float32 on the model's device at `config.audio.sample_rate`; N' is N, or what resampling
+            makes of it.
+
+        Raises:
+            ValueError: if the recording is not as above, or the model vocodes latents.
+
+        Example:
+
+            >>> model = Apnet2(Apnet2Config())
+            >>> model.copy_synthesis(torch.zeros(44100), sample_rate=44100).shape
+            torch.Size([22050])
+        """
+        audio = self.config.audio
+        if self.config.input_features != "mel":
+            raise ValueError("copy_synthesis: the model vocodes the latents of a VITS, expected one that vocodes mels")
+        waveform = torch.as_tensor(waveform)
+        if waveform.dim() != 1 or not len(waveform) or not waveform.is_floating_point():
+            shape = tuple(waveform.shape)
+            raise ValueError(f"waveform of shape {shape} and type {waveform.dtype}, expected floating (samples,)")
+        waveform = waveform.float().to(self.device)
+        waveform = torchaudio.functional.resample(waveform, sample_rate, audio.sample_rate)
+        # The analysis reflects half an FFT at the edges, and whole hops are vocoded.
+        hops = max(-(-len(waveform) // audio.hop_length), audio.fft_size // 2 // audio.hop_length + 1)
+        padded = F.pad(waveform, (0, hops * audio.hop_length - len(waveform)))
+        return self.inference(self.log_mel(padded[None])).flatten()[: len(waveform)]
 
     def load_checkpoint(
         self,
@@ -118,7 +173,9 @@ class Apnet2(BaseVocoder):
         Raises:
             CheckpointError: if the file cannot be read or its tensors do not fit; nothing is changed then.
         """
-        checkpoints.load_model(self, checkpoint_path, generator_only=eval)
+        if not eval:
+            self.add_discriminators()
+        load_weights(self, checkpoint_path, generator_only=eval)
         if eval:
             self.mpd = self.mrd = None
             self.eval()
@@ -127,47 +184,48 @@ class Apnet2(BaseVocoder):
         """One training step: the discriminators on the detached waveform, then the generator against them.
 
         An update whose gradient is not finite is left out. With `grad_accum_steps` N the batch has N times
-        `batch_size` segments, which go through the networks in N parts, but make one update of each network.
+        `batch_size` segments, which go through the networks in N pieces, but make one update of each network.
 
         Args:
-            batch: "waveform" (B, seq_len), "path", the names of their files, and "mel" (B, n_inputs, T) where the
+            batch: "waveform" (B, N), "path" (B names of files), and "features" (B, n_inputs, T) where the generator's
                 inputs are not to be the mels of the waveforms.
             trainer: The running Trainer, for optimizers, schedules and gradient scaling.
 
         Returns:
-            "model_outputs", generated waveforms (B, seq_len) of the first part, and all finite losses and gradient
+            "model_outputs", generated waveforms (B, seq_len) of the first piece, and all finite losses and gradient
             norms by their names in the log; they are those of the whole batch, of all processes.
 
         Raises:
             DivergedError: if more than `max_skipped_steps` steps in a row were not finite.
         """
-        step = Step(self, trainer, batch)
-        figures = step.run()
-        faults = not_finite(figures)
-        self.watch.step(trainer.total_steps_done, faults, batch.get("path", []))
-        finite = {name: value for name, value in figures.items() if name not in faults}
-        return {"model_outputs": step.first_waveform}, finite
+        networks = Networks(self.generator, self.mpd, self.mrd, self.log_mel)
+        waveform, values = training_step(networks, self.criterion, self.config, trainer, batch)
+        faults = not_finite(values)
+        self.guard.step(trainer.total_steps_done, faults, batch.get("path", []))
+        return {"model_outputs": waveform}, {name: value for name, value in values.items() if name not in faults}
 
     def eval_step(
         self, batch: dict[str, Any], criterion: nn.Module, optimizer_idx: int | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Spectral losses and speech metrics of a whole utterance.
+    ) -> tuple[dict[str, Tensor] | None, dict[str, Any] | None]:
+        """Spectral losses and speech metrics of a whole utterance; (None, None) if its file could not be read.
 
         Args:
-            batch: "waveform" (1, n) and, where the input is not to be the waveform's mel, "mel" (1, n_inputs, T).
+            batch: "waveform" (1, n) and, where the input is not to be the waveform's mel, "features" (1, n_inputs, T).
             criterion: Not used.
             optimizer_idx: The Trainer calls once per optimizer; only the generator's call has something to say.
         """
-        if optimizer_idx == DISCRIMINATORS:
-            if self.run is not None:
-                self.run.evaluates()
+        if optimizer_idx == DISCRIMINATOR_OPTIMIZER:
+            if self.session is not None:
+                self.session.evaluates()
             return {}, {}
-        (part,) = parts(self, batch)
-        predicted = self.generator(part.mel)
-        terms = spectral_terms(self, part, predicted)
+        if "waveform" not in batch:
+            return None, None
+        (utterance,) = micro_batches(self.log_mel, batch)
+        predicted = self.generator(utterance.features)
+        terms = self.criterion(utterance.spectrum, utterance.waveform, predicted)
         logged = {f"loss_{name}": term for name, term in terms.items()}
         logged["loss"] = losses.weighted_sum(terms, self.config.loss_weights)
-        logged |= self._speech_metrics(part.waveform[0], predicted.waveform[0])
+        logged |= self._speech_metrics(utterance.waveform[0], predicted.waveform[0])
         return {"model_outputs": predicted.waveform}, logged
 
     def _speech_metrics(self, target: Tensor, generated: Tensor) -> dict[str, float]:
@@ -176,80 +234,84 @@ class Apnet2(BaseVocoder):
         if not generated.isfinite().all():
             return dict.fromkeys(names, float("nan"))
         waveforms = [waveform.cpu().numpy() for waveform in (target, generated)]
-        figures = {}
+        values = {}
         for name in names:
-            with suppress(metrics.MetricError):
-                figures[name] = metrics.SPEECH_METRICS[name](*waveforms, self.config.audio.sample_rate)
-        return figures
+            with suppress(MetricError):
+                values[name] = metrics.SPEECH_METRICS[name](*waveforms, self.config.audio.sample_rate)
+        return values
 
     def train_log(
         self, batch: dict[str, Tensor], outputs: dict[str, Tensor], logger: BaseDashboardLogger, steps: int
     ) -> None:
         """Log spectrograms and audio of the last training batch."""
-        target, generated = batch["waveform"][0], outputs["model_outputs"][0]
-        if not generated.isfinite().all():
-            return  # there is nothing to draw, and the log tells why
-        logger.train_figures(steps, spectrogram_figures(self.loss_mel, target, generated))
-        logger.train_audios(steps, _audios(target, generated), self.config.audio.sample_rate)
+        self._log(batch, outputs["model_outputs"], logger.train_figures, logger.train_audios, steps)
 
     def eval_log(
         self, batch: dict[str, Tensor], outputs: dict[str, Tensor], logger: BaseDashboardLogger, steps: int
     ) -> None:
         """Log spectrograms and audio of the last evaluated file."""
-        target, generated = batch["waveform"][0], outputs[f"model_outputs_{GENERATOR}"][0]
-        if not generated.isfinite().all():
+        outputs = outputs[f"model_outputs_{GENERATOR_OPTIMIZER}"]
+        self._log(batch, outputs, logger.eval_figures, logger.eval_audios, steps)
+
+    def _log(self, batch: dict[str, Tensor], outputs: Tensor, log_figures: Any, log_audios: Any, steps: int) -> None:
+        """Log the first item, unless its file could not be read, or there is no finite waveform: the log tells why."""
+        if "waveform" not in batch or not outputs[0].isfinite().all():
             return
-        logger.eval_figures(steps, spectrogram_figures(self.loss_mel, target, generated))
-        logger.eval_audios(steps, _audios(target, generated), self.config.audio.sample_rate)
+        target, generated = batch["waveform"][0], outputs[0]
+        log_figures(steps, spectrogram_plots(self.criterion.log_mel, target, generated))
+        audios = {"target": target.cpu().numpy(), "generated": generated.cpu().numpy()}
+        log_audios(steps, audios, self.config.audio.sample_rate)
 
     def on_init_start(self, trainer: Trainer) -> None:
-        """Choose the checkpoint that the Trainer is about to restore, or restore what it cannot read.
+        """Choose the checkpoint to go on from, or restore the weights to start from.
 
         Raises:
             CheckpointError: if there is none to go on from, or its weights do not fit.
             LaunchError: if this is one of several processes that cannot find each other.
         """
         self.small_run, self.grad_accum_steps = trainer.args.small_run, trainer.grad_accum_steps
-        self.run = Run(self, trainer)
+        self.session = Session(self, trainer)
 
     def on_init_end(self, trainer: Trainer) -> None:
         """Look at the data, then take up the run or save its beginning.
 
         Raises:
-            DataError: if there is nothing to train on.
-            MissingPackageError: if the best model is to be picked by a figure that cannot be had.
+            DataError: if there is nothing to train on, or to evaluate.
+            MissingPackageError: if the best model is to be picked by a metric that cannot be had.
         """
         metrics.require(self.config.target_loss)
         if trainer.train_loader is None:
             trainer.train_loader = trainer.get_train_dataloader(trainer.train_samples)
+        if trainer.eval_loader is None and self.config.run_eval and distributed.rank() == 0:
+            trainer.eval_loader = trainer.get_eval_dataloader(trainer.eval_samples)
         if self.config.use_compile:
             for network in (self.generator, self.mpd, self.mrd):
                 network.compile()
-        self.run.begin()
+        self.session.begin()
 
     def on_train_epoch_start(self, trainer: Trainer) -> None:
         """Draw other segments, in another order, than in the epoch before; after a resume, those that are left."""
-        self.run.epoch_starts()
+        self.session.epoch_starts()
 
     def on_train_step_start(self, trainer: Trainer) -> None:
         """Save nothing until the step is done."""
-        self.run.step_starts()
+        self.session.step_starts()
 
     def on_train_step_end(self, trainer: Trainer) -> None:
         """Save, if it is time, and stop, if a signal asked for it."""
-        self.run.step_ends()
+        self.session.step_ends()
 
     def on_train_epoch_end(self, trainer: Trainer) -> None:
         """Step the schedules, which the Trainer does only for optimizers that it steps itself."""
-        self.run.training_ends()
+        self.session.training_ends()
         if self.config.scheduler_after_epoch:
-            trainer.scheduler[GENERATOR].step()
+            trainer.scheduler[GENERATOR_OPTIMIZER].step()
             if trainer.total_steps_done > self.config.steps_to_start_discriminator:
-                trainer.scheduler[DISCRIMINATORS].step()
+                trainer.scheduler[DISCRIMINATOR_OPTIMIZER].step()
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """The next epoch begins."""
-        self.run.epoch_ends()
+        self.session.epoch_ends()
 
     def get_data_loader(
         self, config: Apnet2Config, *, is_eval: bool = False, samples: list[Any] | None = None, verbose: bool = True
@@ -260,45 +322,13 @@ class Apnet2(BaseVocoder):
         splits by file-system order, are used only without it.
 
         Raises:
-            DataError: if there is nothing to train on, or no latents for a model that speaks them.
+            DataError: if there is nothing to train on, or no latents for a model that vocodes them.
         """
-        if config.input == "latent" and not config.feature_path:
-            raise DataError(
-                "feature_path: none, expected the folder of latents, as input is 'latent'; "
-                "recipes/ljspeech/apnet2_vits makes them with a VITS"
-            )
-        if config.data_path:
-            samples = split(find_audio(config.data_path), config.eval_split_size)[is_eval]
-        files, audio = usable(samples[: self.small_run]), config.audio
-        settings = {
-            "generator": torch.Generator(),  # or the loader draws from the global one whenever it starts or resumes
-            "worker_init_fn": leave_signals_to_parent,
-        }
-        if config.feature_path:
-            sizes = (config.n_inputs, audio.sample_rate, audio.hop_length)
-            files = with_features(files, config.data_path, config.feature_path, *sizes, kind=config.input)
-        lengths, padding = (audio.sample_rate, audio.hop_length, config.seq_len), PADDING[config.input]
-        if is_eval:
-            utterances = Utterances(files, *lengths, padding=padding)
-            return DataLoader(utterances, num_workers=config.num_eval_loader_workers, **settings)
-        segments = Segments(files, *lengths, config.training_seed, padding=padding)
-        return DataLoader(
-            segments,
-            batch_sampler=EpochBatches(
-                len(segments),
-                config.batch_size * self.grad_accum_steps,
-                config.training_seed,
-                distributed.rank(),
-                distributed.world_size(),
-            ),
-            num_workers=config.num_loader_workers,
-            persistent_workers=config.num_loader_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            **settings,
-        )
+        files = find_files(config, is_eval, samples, self.small_run)
+        return evaluation_loader(config, files) if is_eval else training_loader(config, files, self.grad_accum_steps)
 
     def get_criterion(self) -> list[nn.Module]:
-        """Placeholders, one per optimizer, as the Trainer wants them: the losses are functions of `losses`."""
+        """Placeholders, one per optimizer, as the Trainer wants them: `optimize` has the losses."""
         return [nn.Identity(), nn.Identity()]
 
     def get_optimizer(self) -> list[torch.optim.Optimizer]:
@@ -320,10 +350,8 @@ class Apnet2(BaseVocoder):
         """Schedules in the order of the optimizers."""
         config = self.config
         return [
-            get_scheduler(config.lr_scheduler_disc, config.lr_scheduler_disc_params, optimizer[DISCRIMINATORS]),
-            get_scheduler(config.lr_scheduler_gen, config.lr_scheduler_gen_params, optimizer[GENERATOR]),
+            get_scheduler(
+                config.lr_scheduler_disc, config.lr_scheduler_disc_params, optimizer[DISCRIMINATOR_OPTIMIZER]
+            ),
+            get_scheduler(config.lr_scheduler_gen, config.lr_scheduler_gen_params, optimizer[GENERATOR_OPTIMIZER]),
         ]
-
-
-def _audios(target: Tensor, generated: Tensor) -> dict[str, Any]:
-    return {"target": target.cpu().numpy(), "generated": generated.cpu().numpy()}

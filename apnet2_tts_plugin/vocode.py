@@ -1,4 +1,4 @@
-"""Speaking files: a recording is analysed and spoken again (copy synthesis), a log-mel or latent is spoken as it is."""
+"""Vocoding files: a recording is analysed and vocoded (copy synthesis), a log-mel or latent is vocoded as it is."""
 
 import logging
 import os
@@ -8,29 +8,21 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from apnet2_tts_plugin import corpus, data
-from apnet2_tts_plugin.checkpoints import write_atomically
+from apnet2_tts_plugin import audio
+from apnet2_tts_plugin.errors import DataError, OutputError, one_line
+from apnet2_tts_plugin.files import write_atomically
 from apnet2_tts_plugin.model import Apnet2
 
 logger = logging.getLogger(__name__)
 
 FEATURE_SUFFIXES = (".npy", ".pt")
-SUFFIXES = (*corpus.AUDIO_SUFFIXES, *FEATURE_SUFFIXES)
+SUFFIXES = (*audio.SUFFIXES, *FEATURE_SUFFIXES)
 
 
-class InputError(ValueError):
-    """A file cannot be spoken; the message is one line that says which and why."""
-
-
-class OutputError(ValueError):
-    """A file cannot be written where it was asked for; the message is one line."""
-
-
-def plan(source: str | os.PathLike, target: str | os.PathLike) -> list[tuple[Path, Path]]:
+def input_output_pairs(source: str | os.PathLike, target: str | os.PathLike) -> list[tuple[Path, Path]]:
     """Which files are to be read, and the WAV file that each becomes.
 
     Args:
@@ -38,50 +30,50 @@ def plan(source: str | os.PathLike, target: str | os.PathLike) -> list[tuple[Pat
         target: The WAV file, or for a folder the folder that mirrors it.
 
     Raises:
-        InputError: if there is nothing to read.
+        DataError: if there is nothing to read.
         OutputError: if the target is of the wrong kind, or a file that is read would be overwritten.
     """
     source, target = Path(source), Path(target)
     if not source.exists():
-        raise InputError(f"{source}: no such file or folder")
-    pairs = _plan_folder(source, target) if source.is_dir() else _plan_file(source, target)
+        raise DataError(f"{source}: no such file or folder")
+    pairs = _folder_pairs(source, target) if source.is_dir() else _file_pair(source, target)
     overwritten = {read.resolve() for read, _ in pairs} & {written.resolve() for _, written in pairs}
     if overwritten:
         raise OutputError(f"{min(overwritten)}: is an input and would be overwritten; choose another output")
     return pairs
 
 
-def _plan_file(source: Path, target: Path) -> list[tuple[Path, Path]]:
+def _file_pair(source: Path, target: Path) -> list[tuple[Path, Path]]:
     if source.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{source}: expected a {', '.join(SUFFIXES)} file, or a folder of them")
+        raise DataError(f"{source}: expected a {', '.join(SUFFIXES)} file, or a folder of them")
     if target.is_dir() or target.suffix.lower() != ".wav":
         kind = "a folder" if target.is_dir() else "no name of a WAV file"
         raise OutputError(f"{target}: is {kind}; for a single input, expected the name of a .wav file to write")
     return [(source, target)]
 
 
-def _plan_folder(source: Path, target: Path) -> list[tuple[Path, Path]]:
+def _folder_pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     if target.exists() and not target.is_dir():
         raise OutputError(f"{target}: is a file; for a folder of inputs, expected a folder to write to")
     if source.resolve() in (target.resolve(), *target.resolve().parents):
         raise OutputError(f"{target}: lies in {source}, which is read; choose a folder outside of it")
     files = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
-        raise InputError(f"{source}: no {', '.join(SUFFIXES)} file in this folder")
+        raise DataError(f"{source}: no {', '.join(SUFFIXES)} file in this folder")
     pairs = [(path, target / path.relative_to(source).with_suffix(".wav")) for path in files]
     repeated, times = Counter(written for _, written in pairs).most_common(1)[0]
     if times > 1:
         names = " and ".join(str(read) for read, written in pairs if written == repeated)
-        raise InputError(f"{names} would all become {repeated}; keep one of them in the folder")
+        raise DataError(f"{names} would all become {repeated}; keep one of them in the folder")
     return pairs
 
 
 def vocode_files(model: Apnet2, pairs: list[tuple[Path, Path]], resample: bool = False) -> int:
-    """Speak files one by one; those that cannot be spoken are named in the log and left out.
+    """Vocode files one by one; those that cannot be vocoded are named in the log and left out.
 
     Args:
         model: A model from `loader.load_model`.
-        pairs: What `plan` gives.
+        pairs: What `input_output_pairs` gives.
         resample: Convert recordings of other sample rates instead of refusing them.
 
     Returns:
@@ -93,8 +85,8 @@ def vocode_files(model: Apnet2, pairs: list[tuple[Path, Path]], resample: bool =
     failures = 0
     for source, target in tqdm(pairs, unit="file", disable=None if len(pairs) > 1 else True):
         try:
-            waveform = speak(model, source, resample)
-        except InputError as error:
+            waveform = vocode_file(model, source, resample)
+        except DataError as error:
             logger.error("%s", error)
             failures += 1
         else:
@@ -102,86 +94,75 @@ def vocode_files(model: Apnet2, pairs: list[tuple[Path, Path]], resample: bool =
     return failures
 
 
-def speak(model: Apnet2, path: Path, resample: bool = False) -> Tensor:
+def vocode_file(model: Apnet2, path: Path, resample: bool = False) -> Tensor:
     """What the model makes of one file: (N,) in float32 on the CPU, within [-1, 1].
 
     N is that of a recording (after resampling), and (T - 1) * hop_length for a mel or latent of T frames.
 
     Raises:
-        InputError: if the file cannot be read, or is not what the model takes.
+        DataError: if the file cannot be read, or is not what the model takes.
     """
     try:
         if path.suffix.lower() in FEATURE_SUFFIXES:
             waveform = model.inference(read_features(path, model.config.n_inputs).to(model.device))
-        elif model.config.input == "latent":
-            raise InputError(
-                f"{path}: is a recording, but this model speaks latents of a VITS; expected a "
+        elif model.config.input_features == "latent":
+            raise DataError(
+                f"{path}: is a recording, but this model vocodes latents of a VITS; expected a "
                 f"{' or '.join(FEATURE_SUFFIXES)} file of shape ({model.config.n_inputs}, frames)"
             )
         else:
-            waveform = copy_synthesis(model, read_audio(path, model.config.audio.sample_rate, resample))
+            sample_rate = model.config.audio.sample_rate
+            waveform = model.copy_synthesis(read_recording(path, sample_rate, resample), sample_rate)
     except RuntimeError as error:  # on a processor torch has no class of its own for it
         if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
             raise
-        raise InputError(f"{path}: too long for the memory of {model.device}; cut it into shorter files") from error
+        raise DataError(f"{path}: too long for the memory of {model.device}; cut it into shorter files") from error
     waveform = waveform.flatten().cpu()
     if not waveform.isfinite().all():
-        hint = "; is this a natural-log mel (ln)?" if model.config.input == "mel" else ""
-        raise InputError(f"{path}: the model's answer has NaN or infinite samples{hint}")
+        hint = "; is this a natural-log mel (ln)?" if model.config.input_features == "mel" else ""
+        raise DataError(f"{path}: the model's answer has NaN or infinite samples{hint}")
     peak = waveform.abs().max().item()
     if peak > 1:
         logger.warning("%s: the output is clipped, its peak was %.2f", path, peak)
     return waveform.clamp(-1, 1)
 
 
-def copy_synthesis(model: Apnet2, waveform: Tensor) -> Tensor:
-    """Analyse a recording (N,) and speak its mel: (N,) again, on the model's device."""
-    audio = model.config.audio
-    # The analysis reflects half an FFT at the edges, and whole hops are spoken.
-    hops = max(-(-len(waveform) // audio.hop_length), audio.fft_size // 2 // audio.hop_length + 1)
-    padded = F.pad(waveform, (0, hops * audio.hop_length - len(waveform)))
-    mel = model.log_mel(padded[None].to(model.device))
-    return model.inference(mel).flatten()[: len(waveform)]
-
-
-def read_audio(path: Path, sample_rate: int, resample: bool = False) -> Tensor:
+def read_recording(path: Path, sample_rate: int, resample: bool = False) -> Tensor:
     """A recording as (N,) in float32 at `sample_rate` Hz, channels mixed down.
 
     Raises:
-        InputError: if it cannot be read, is empty, has NaN, or has another sample rate and `resample` is not set.
+        DataError: if it cannot be read, is empty, has NaN, or has another sample rate and `resample` is not set.
     """
     try:
         found = soundfile.info(path)
-        if not 0 < found.frames < corpus.UNKNOWN_LENGTH:
-            raise InputError(f"{path}: has no samples, or does not tell how many; writing it anew helps")
+        if not 0 < found.frames < audio.UNKNOWN_LENGTH:
+            raise DataError(f"{path}: has no samples, or does not tell how many; writing it anew helps")
         if found.samplerate != sample_rate and not resample:
-            raise InputError(
+            raise DataError(
                 f"{path}: has {found.samplerate} Hz, expected the model's {sample_rate} Hz; --resample converts it"
             )
-        return torch.from_numpy(data.read_audio(path, sample_rate))
+        return torch.from_numpy(audio.read_audio(path, sample_rate))
     except soundfile.LibsndfileError as error:
-        raise InputError(f"{path}: not a readable WAV or FLAC file ({error.error_string})") from error
-    except corpus.DataError as error:
-        raise InputError(str(error)) from error
+        raise DataError(f"{path}: not a readable WAV or FLAC file ({error.error_string})") from error
 
 
 def read_features(path: Path, n_channels: int) -> Tensor:
     """A natural-log mel or a latent as (1, n_channels, T) in float32; the file holds that or (n_channels, T).
 
     Raises:
-        InputError: if it cannot be read or holds something else, NaN, or fewer than two frames.
+        DataError: if it cannot be read or holds something else, NaN, or fewer than two frames.
     """
     features = _read_array(path)
     shape = tuple(features.shape)
     if len(shape) not in (2, 3) or shape[-2] != n_channels or (len(shape) == 3 and shape[0] != 1):
-        raise InputError(f"{path}: has shape {shape}, expected ({n_channels}, frames) or (1, {n_channels}, frames)")
+        raise DataError(f"{path}: has shape {shape}, expected ({n_channels}, frames) or (1, {n_channels}, frames)")
     if shape[-1] < 2:
-        raise InputError(f"{path}: has {shape[-1]} frames, expected at least 2")
+        raise DataError(f"{path}: has {shape[-1]} frames, expected at least 2")
     if not features.is_floating_point():
-        raise InputError(f"{path}: has numbers of type {features.dtype}, expected floating ones")
+        raise DataError(f"{path}: has numbers of type {features.dtype}, expected floating ones")
     features = features.detach().float().reshape(1, n_channels, -1)
     if not features.isfinite().all():
-        raise InputError(f"{path}: has NaN or infinite values")
+        raise DataError(f"{path}: has NaN or infinite values")
     return features
 
 
@@ -192,9 +173,9 @@ def _read_array(path: Path) -> Tensor:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make the two readers raise almost anything
-        raise InputError(f"{path}: not a readable {path.suffix} file, or it holds more than numbers") from error
+        raise DataError(f"{path}: not a readable {path.suffix} file, or it holds more than numbers") from error
     if not isinstance(content, Tensor):
-        raise InputError(f"{path}: holds a {type(content).__name__}, expected a tensor")
+        raise DataError(f"{path}: holds a {type(content).__name__}, expected a tensor")
     return content
 
 
@@ -210,8 +191,7 @@ def write_wav(path: Path, waveform: Tensor, sample_rate: int) -> None:
         soundfile.write(temporary, samples, sample_rate, format="WAV", subtype="PCM_16")
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, write)
     except (OSError, soundfile.LibsndfileError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise OutputError(f"{path}: cannot be written ({reason})") from error

@@ -4,59 +4,54 @@
 
 The corpus is noise-modulated tones in 16-bit WAV files of 22.05 kHz, half as long to one and a half times as long as on
 average. Some of it is written as FLAC, as WAV of 44.1 kHz, which is resampled, and with mels to learn from as well. The
-first start-up finds no index, and only the names of the files in the system's cache; later the files are there, as far
-as they fit. Each measurement is made in a process of its own, after the imports, and without a model. The memory of a
-worker is what it does not share with the loading process, after the first and after the last batch. Needs Linux.
+first start-up finds only the names of the files in the system's cache, the second one the files too, as far as they
+fit. Each measurement is made in a process of its own, after the imports, and without a model. Needs Linux.
 """
 
 import argparse
+import multiprocessing
 import os
+import re
 import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import active_children, get_context, get_start_method
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile as sf
-from torch.utils.data import DataLoader
 
-from apnet2_tts_plugin import checkpoints  # noqa: F401  training has imported it before it looks at audio
-from apnet2_tts_plugin.corpus import find_audio, split, usable, with_features
-from apnet2_tts_plugin.data import EpochBatches, Segments
+from apnet2_tts_plugin.audio import find_audio
+from apnet2_tts_plugin.config import Apnet2Config
+from apnet2_tts_plugin.training.corpus import AudioFile, usable
+from apnet2_tts_plugin.training.data import evaluation_loader, find_files, training_loader
 
 RATE, HOP, N_MELS = 22050, 256, 80
 BATCH_SIZE, N_SAMPLES = 16, 8192
 PARTS = 10  # folders that the files are dealt out to; one of them is the small corpus
 
 
-@dataclass
-class Epoch:
-    """Times in seconds and memory in MB of one epoch without a model."""
-
-    n_files: int
-    first_batch: float
-    batches_per_second: float
-    segments_per_second: float
-    peak: float
-    worker_first: float
-    worker_last: float
-
-
 def main() -> None:
     """Make the corpus, measure and print."""
     args = parse_arguments()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        os.environ["TTS_HOME"] = folder  # the index is there
         print(f"`{shlex.join(['python', *sys.argv])}`, load average {os.getloadavg()[0]:.1f}\n")
         corpora = make_corpora(Path(folder), args)
-        print(start_up_table(corpora["WAV"]), flush=True)
-        print(epoch_table(corpora, args.workers, args.segments))
+        forget(find_audio(corpora["WAV"]))
+        print("| Start-up | Seconds |\n|---|---|")
+        for name in ("first", "second"):
+            print(f"| {name} | {in_new_process(start_up, corpora['WAV'])[0]:.2f} |", flush=True)
+        header = ["Audio", "Files", "Workers", "First batch, s", "Segments/s", "Loader's peak, MB"]
+        print(f"\n| {' | '.join(header)} |", "|---" * len(header) + "|", sep="\n")
+        for name, place in corpora.items():
+            for n_workers in args.workers:
+                # a process that was spawned would spawn its workers too
+                start_method = multiprocessing.get_start_method()
+                row = in_new_process(epoch_row, place, n_workers, args.segments, start_method)
+                print(f"| {name} | {row} |", flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -115,23 +110,6 @@ def tones(rng: np.random.Generator, n_samples: int, rate: int) -> np.ndarray:
     return (32767 * (waveform + 0.002 * rng.standard_normal(n_samples))).astype(np.int16)
 
 
-def in_new_process(function: Callable, *args: Any) -> Any:
-    """What `function` returns in a process that has done nothing before."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
-
-
-def start_up_table(folder: Path) -> str:
-    paths = find_audio(folder)
-    forget(paths)
-    lines = ["| Start-up | Seconds |", "|---|---|"]
-    for name in ("first", "second", f"{len(paths[::100])} of {len(paths)} files changed"):
-        if name.endswith("changed"):
-            change(paths[::100])
-        lines.append(f"| {name} | {in_new_process(start_up_seconds, folder):.2f} |")
-    return "\n".join([*lines, ""])
-
-
 def forget(paths: list[Path]) -> None:
     """Have the system drop the files from its memory."""
     os.sync()
@@ -140,86 +118,41 @@ def forget(paths: list[Path]) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def change(paths: list[Path]) -> None:
-    """Write the files anew."""
-    for path in paths:
-        samples, rate = sf.read(path, dtype="int16")
-        sf.write(path, samples[:-1], rate)
+def in_new_process(function: Callable, *args: Any) -> Any:
+    """What `function` returns in a process that has done nothing before."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
-def start_up_seconds(folder: Path) -> float:
+def start_up(folder: Path, n_workers: int = 0) -> tuple[float, Apnet2Config, list[AudioFile]]:
+    """Look at all files as training does; the seconds it takes, its configuration, and the files to train on."""
     begin = time.perf_counter()
-    make_training_data(folder)
-    return time.perf_counter() - begin
+    config = Apnet2Config(
+        data_path=str(folder),
+        feature_path=str(folder) if any(folder.rglob("*.npy")) else None,
+        eval_split_size=max(len(find_audio(folder)) // 100, 1),
+        batch_size=BATCH_SIZE,
+        seq_len=N_SAMPLES,
+        num_loader_workers=n_workers,
+    )
+    files = find_files(config, is_eval=False)
+    evaluation_loader(config, find_files(config, is_eval=True))
+    return time.perf_counter() - begin, config, files
 
 
-def make_training_data(folder: Path) -> Segments:
-    """The segments to train on, after all files have been looked at as in training."""
-    paths = find_audio(folder)
-    train, held_out = split(paths, n_eval=max(len(paths) // 100, 1))
-    files = usable(train)
-    usable(held_out)
-    if any(folder.rglob("*.npy")):
-        files = with_features(files, folder, folder, N_MELS, RATE, HOP)
-    return Segments(files, RATE, HOP, N_SAMPLES, seed=0)
-
-
-def epoch_table(corpora: dict[str, Path], workers: list[int], n_segments: int) -> str:
-    lines = [
-        "| Audio | Files | Workers | First batch, s | Batches/s | Segments/s | Loader's peak, MB | Each worker, MB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, folder in corpora.items():
-        for n_workers in workers:
-            # A process that was spawned would spawn its workers too.
-            epoch = in_new_process(measure_epoch, folder, n_workers, n_segments, get_start_method())
-            memory = f"{epoch.worker_first:.1f}, {epoch.worker_last:.1f}" if n_workers else ""
-            rates = f"{epoch.first_batch:.2f} | {epoch.batches_per_second:.0f} | {epoch.segments_per_second:.0f}"
-            lines.append(f"| {name} | {epoch.n_files} | {n_workers} | {rates} | {epoch.peak:.0f} | {memory} |")
-    return "\n".join(lines)
-
-
-def measure_epoch(folder: Path, n_workers: int, n_segments: int, start_method: str) -> Epoch:
-    """Load all batches of an epoch; what comes before the first one is not in the rates."""
-    dataset = make_training_data(folder)
-    n_files = len(dataset)
-    dataset.files = dataset.files * -(-n_segments // n_files)
-    sampler = EpochBatches(len(dataset), BATCH_SIZE, seed=0)
-    context = start_method if n_workers else None
-    loader = DataLoader(dataset, batch_sampler=sampler, num_workers=n_workers, multiprocessing_context=context)
+def epoch_row(folder: Path, n_workers: int, n_segments: int, start_method: str) -> str:
+    """Load all batches of an epoch; what comes before the first one is not in the rate."""
+    multiprocessing.set_start_method(start_method, force=True)
+    _, config, files = start_up(folder, n_workers)
+    loader = training_loader(config, files * -(-n_segments // len(files)))
     begin = time.perf_counter()
     batches = iter(loader)
     next(batches)
     first = time.perf_counter()
-    worker_first = workers_memory()
-    begin_rest = time.perf_counter()
-    for _ in range(len(loader) - 1):
-        next(batches)
-    seconds = time.perf_counter() - begin_rest
-    return Epoch(
-        n_files=n_files,
-        first_batch=first - begin,
-        batches_per_second=(len(loader) - 1) / seconds,
-        segments_per_second=(len(dataset) - BATCH_SIZE) / seconds,
-        peak=proc_figure("self/status", "VmHWM"),
-        worker_first=worker_first,
-        worker_last=workers_memory(),
-    )
-
-
-def workers_memory() -> float:
-    """Mean of the memory in MB that the workers have for themselves; 0 without workers."""
-    rollups = [f"{process.pid}/smaps_rollup" for process in active_children()]
-    private = [proc_figure(rollup, "Private_Clean") + proc_figure(rollup, "Private_Dirty") for rollup in rollups]
-    return sum(private) / len(private) if private else 0.0
-
-
-def proc_figure(file: str, field: str) -> float:
-    """A figure in MB from a file below /proc that has it in units of 1024 bytes."""
-    for line in Path("/proc", file).read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise KeyError(f"/proc/{file}: no {field}")
+    n_rest = sum(len(batch["path"]) for batch in batches)
+    rate = n_rest / (time.perf_counter() - first)
+    peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
+    return f"{len(files)} | {n_workers} | {first - begin:.2f} | {rate:.0f} | {peak:.0f}"
 
 
 if __name__ == "__main__":

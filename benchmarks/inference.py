@@ -19,12 +19,13 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from official import OfficialGenerator
@@ -36,11 +37,12 @@ from TTS.vocoder.models.hifigan_generator import HifiganGenerator
 from vocos.heads import ISTFTHead
 from vocos.models import VocosBackbone
 
-from apnet2_tts_plugin import checkpoints, store
 from apnet2_tts_plugin.config import Apnet2AudioConfig, Apnet2Config
-from apnet2_tts_plugin.generator import Generator
 from apnet2_tts_plugin.loader import load_model
-from apnet2_tts_plugin.spectra import LogMel
+from apnet2_tts_plugin.network.generator import Generator
+from apnet2_tts_plugin.network.spectra import LogMel
+from apnet2_tts_plugin.weights import store
+from apnet2_tts_plugin.weights.official import rename_official
 
 BUNDLED = store.BUNDLED / "apnet2"
 TOLERANCE = 1e-4  # of the peak, between the plain transcription and ours
@@ -88,7 +90,7 @@ def plain(device: str) -> System:
 
 def ours(device: str, precision: str = "float32") -> System:
     """Our generator of the official sizes with the weights of the plain transcription."""
-    weights = checkpoints.rename_official("generator", OfficialGenerator().state_dict())
+    weights = rename_official("generator", OfficialGenerator().state_dict())
     network = Generator(Apnet2Config())
     network.load_state_dict(weights)
     return apnet2("APNet2", network.to(device), "ours", precision)
@@ -247,23 +249,25 @@ def snr(reference: Tensor, other: Tensor) -> float:
 def peak_memory(name: str, lengths: list[float], threads: int, device: str) -> list[float]:
     """MB that system `name` takes at most at each length, weights included; to be run in a process of its own."""
     torch.set_num_threads(threads)
-    speak_once(name, lengths[0], device)
+
+    def prepare(system: System, seconds: float) -> Callable:
+        return partial(system, system.mel(seconds))
+
+    return peaks(partial(build, name, device), prepare, lengths, device)
+
+
+def peaks(make: Callable, prepare: Callable, lengths: list[float], device: str) -> list[float]:
+    """MB that what `make` makes takes at most in the runs that `prepare` makes ready, one for each of `lengths`."""
+    prepare(make(), lengths[0])()  # have the libraries loaded whose code would else count as the system's memory
     reset_peak(device)
     before = memory("now", device)
-    system = build(name, device)
-    peaks = []
+    system, found = make(), []
     for seconds in lengths:
-        mel = system.mel(seconds)
+        run_once = prepare(system, seconds)
         reset_peak(device)
-        system(mel)
-        peaks.append(memory("peak", device) - before)
-    return peaks
-
-
-def speak_once(name: str, seconds: float, device: str) -> None:
-    """Have the libraries loaded whose code would else count as the system's memory."""
-    system = build(name, device)
-    system(system.mel(seconds))
+        run_once()
+        found.append(memory("peak", device) - before)
+    return found
 
 
 def memory(which: str, device: str) -> float:
@@ -319,27 +323,27 @@ def speed(result: Result) -> str:
     return f"{result.times_real_time:.1f}{ratio}"
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def make_parser(description: str, systems: Iterable[str], seconds: list[float]) -> argparse.ArgumentParser:
+    """The arguments of a benchmark that compares systems."""
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[0.25, 1, 5, 20], help="lengths of utterances")
+    parser.add_argument("--seconds", type=float, nargs="+", default=seconds, help="lengths of what is said")
     parser.add_argument("--rounds", type=int, default=9, help="runs of which the median is taken")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="what to measure")
+    parser.add_argument("--systems", nargs="+", choices=systems, default=list(systems), help="what to measure")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the figures to")
-    return parser.parse_args()
+    return parser
 
 
-def main() -> None:
-    """Measure and print the table."""
-    args = parse_arguments()
+def run(args: argparse.Namespace, measure: Callable, peak_memory: Callable, table: Callable, *settings: Any) -> None:
+    """Measure all systems at all lengths, and their memory in processes of their own; print and write the figures."""
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.allow_tf32 = False
-    lengths = sorted(args.seconds)
-    results = [result for seconds in lengths for result in measure(args.systems, seconds, args.rounds, args.device)]
+    lengths, settings = sorted(args.seconds), (args.device, *settings)
+    results = [result for seconds in lengths for result in measure(args.systems, seconds, args.rounds, *settings)]
     for name in tqdm(args.systems, desc="memory", unit="system"):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            peaks = process.submit(peak_memory, name, lengths, args.threads, args.device).result()
+            peaks = process.submit(peak_memory, name, lengths, args.threads, *settings).result()
         for result in results:
             if result.system == name:
                 result.peak_mb = peaks[lengths.index(result.seconds)]
@@ -349,6 +353,11 @@ def main() -> None:
     if args.json:
         content = {"machine": about, "command": command, "results": [asdict(result) for result in results]}
         args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Measure and print the table."""
+    run(make_parser(__doc__, SYSTEMS, [0.25, 1, 5, 20]).parse_args(), measure, peak_memory, table)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apnet2_tts_plugin.spectra import mel_basis
+from apnet2_tts_plugin.network.spectra import mel_basis
 
 SAMPLE_RATE, N_FFT, HOP, WINDOW, N_MELS = 22050, 1024, 256, 1024, 80
 

@@ -11,62 +11,38 @@ of the reference signal that `apnet2 pair` reports. Needs the extra `eval`.
 import argparse
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import soxr
 import torch
+from quality import positive, speech_scores
 from tqdm import tqdm
 from TTS.config import BaseAudioConfig
 from TTS.utils.audio import AudioProcessor
 
-from apnet2_tts_plugin import metrics, trial
-from apnet2_tts_plugin.checkpoints import CheckpointError
-from apnet2_tts_plugin.corpus import DataError, find_audio
-from apnet2_tts_plugin.data import read_audio
-from apnet2_tts_plugin.loader import ModelError, load_model
-from apnet2_tts_plugin.metrics import MetricError, MissingPackageError
+from apnet2_tts_plugin.audio import find_audio, read_audio
+from apnet2_tts_plugin.errors import Apnet2Error
+from apnet2_tts_plugin.loader import load_model
 from apnet2_tts_plugin.model import Apnet2
-from apnet2_tts_plugin.pairing import Pairing, pair_configs
-from apnet2_tts_plugin.plan import LINEAR
-from apnet2_tts_plugin.store import StoreError
+from apnet2_tts_plugin.pairing.convert import Pairing, pair_configs
+from apnet2_tts_plugin.pairing.error import DB_PER_NEPER, mean_error_db
+from apnet2_tts_plugin.pairing.plan import LINEAR
 
 NATURAL = dict(log_func="np.log", spec_gain=1, signal_norm=False)
 SETTINGS = {
-    "the vocoder's own": ("glow_tts", dict(mel_fmax=8000.0, **NATURAL)),
-    "log10, normalised, clipped": ("glow_tts", dict(mel_fmax=8000.0)),
-    "coqui's defaults: the same up to 11,025 Hz": ("glow_tts", dict()),
-    "50 to 7,600 Hz": ("glow_tts", dict(mel_fmin=50.0, mel_fmax=7600.0)),
-    "Tacotron: linear, normalised, clipped": ("tacotron", dict()),
-    "preemphasis 0.97": ("glow_tts", dict(mel_fmax=8000.0, preemphasis=0.97)),
-    "hop 200, window 800": ("glow_tts", dict(mel_fmax=8000.0, hop_length=200, win_length=800)),
-    "16 kHz, hop 200, window 800": (
-        "glow_tts",
-        dict(sample_rate=16000, hop_length=200, win_length=800),
-    ),
-    "24 kHz, hop 300, window 1200, FFT 2048": (
-        "glow_tts",
-        dict(sample_rate=24000, hop_length=300, win_length=1200, fft_size=2048),
-    ),
-    "44.1 kHz, hop 512, window and FFT 2048": (
-        "glow_tts",
-        dict(sample_rate=44100, hop_length=512, win_length=2048, fft_size=2048),
-    ),
+    "the vocoder's own": dict(mel_fmax=8000.0, **NATURAL),
+    "log10, normalised, clipped": dict(mel_fmax=8000.0),
+    "coqui's defaults: the same up to 11,025 Hz": dict(),
+    "50 to 7,600 Hz": dict(mel_fmin=50.0, mel_fmax=7600.0),
+    "Tacotron: linear, normalised, clipped": dict(),
+    "preemphasis 0.97": dict(mel_fmax=8000.0, preemphasis=0.97),
+    "hop 200, window 800": dict(mel_fmax=8000.0, hop_length=200, win_length=800),
+    "16 kHz, hop 200, window 800": dict(sample_rate=16000, hop_length=200, win_length=800),
+    "24 kHz, hop 300, window 1200, FFT 2048": dict(sample_rate=24000, hop_length=300, win_length=1200, fft_size=2048),
+    "44.1 kHz, hop 512, window and FFT 2048": dict(sample_rate=44100, hop_length=512, win_length=2048, fft_size=2048),
 }
-
-
-@dataclass
-class Result:
-    """Means over the recordings for one set of settings."""
-
-    settings: str
-    verdict: str
-    reference_error: float
-    mel_error: float
-    stoi: float
-    pesq_wb: float
 
 
 def main() -> None:
@@ -75,31 +51,32 @@ def main() -> None:
     try:
         model = load_model(args.model)
         paths = find_audio(args.audio)[-args.last :]
-        results = [measure(model, title, paths) for title in tqdm(SETTINGS, unit="settings")]
-    except (CheckpointError, DataError, ModelError, StoreError, MetricError, MissingPackageError) as error:
+        rows = [measure(model, title, paths) for title in tqdm(SETTINGS, unit="settings")]
+    except Apnet2Error as error:
         sys.exit(f"pairing.py: {error}")
-    print(table(results, shlex.join(["python", *sys.argv]), len(paths)))
+    print(f"`{shlex.join(['python', *sys.argv])}`, {len(paths)} files\n")
+    print("| Settings | Verdict | Error, reference | Error, recordings | STOI | PESQ-WB |\n|---|---|---|---|---|---|")
+    print("\n".join(rows))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="apnet2", metavar="NAME_OR_DIR", help="the vocoder (%(default)s)")
     parser.add_argument("--audio", required=True, type=Path, metavar="FOLDER", help="recordings")
-    parser.add_argument("--last", type=int, default=40, metavar="N", help="how many, the last by name (%(default)s)")
-    args = parser.parse_args()
-    if args.last < 1:
-        parser.error(f"--last {args.last}: expected at least 1")
-    return args
+    parser.add_argument(
+        "--last", type=positive, default=40, metavar="N", help="how many, the last by name (%(default)s)"
+    )
+    return parser.parse_args()
 
 
-def measure(model: Apnet2, title: str, paths: list[Path]) -> Result:
-    """Means of one set of settings."""
-    acoustic_model, settings = SETTINGS[title]
-    audio = BaseAudioConfig(**settings)
-    tts_config = SimpleNamespace(model=acoustic_model, audio=audio)
+def measure(model: Apnet2, title: str, paths: list[Path]) -> str:
+    """The row of one set of settings: means over the recordings."""
+    audio = BaseAudioConfig(**SETTINGS[title])
+    tts_config = SimpleNamespace(model="tacotron" if title.startswith("Tacotron") else "glow_tts", audio=audio)
     pairing = pair_configs(tts_config, AudioProcessor(audio), model.config)
-    figures = np.mean([score(model, pairing, path) for path in paths], axis=0)
-    return Result(title, pairing.plan.verdict.name.lower(), trial.mean_error(pairing), *figures.tolist())
+    error, stoi, pesq = np.mean([score(model, pairing, path) for path in paths], axis=0)
+    verdict = pairing.plan.verdict.name.lower()
+    return f"| {title} | {verdict} | {mean_error_db(pairing):.1f} dB | {error:.1f} dB | {stoi:.3f} | {pesq:.2f} |"
 
 
 def score(model: Apnet2, pairing: Pairing, path: Path) -> tuple[float, float, float]:
@@ -111,27 +88,10 @@ def score(model: Apnet2, pairing: Pairing, path: Path) -> tuple[float, float, fl
     mel = pairing.vocoder_input(analyse(theirs).T)
     own = model.log_mel(torch.from_numpy(recording)[None])
     n_frames = min(mel.shape[2], own.shape[2])
-    error = trial.DB_PER_NEPER * (mel[..., :n_frames] - own[..., :n_frames]).abs().mean().item()
+    error = DB_PER_NEPER * (mel[..., :n_frames] - own[..., :n_frames]).abs().mean().item()
     copy = model.inference(mel)[0, 0].numpy()
     n_samples = min(len(copy), len(recording))
-    waveforms = recording[:n_samples], copy[:n_samples]
-    try:
-        return error, metrics.stoi(*waveforms, rate), metrics.pesq_wb(*waveforms, rate)
-    except MetricError as failure:
-        raise MetricError(f"{path}: {failure}") from failure
-
-
-def table(results: list[Result], command: str, n_files: int) -> str:
-    """A Markdown table, and the command that made it."""
-    lines = [f"`{command}`, {n_files} files", ""]
-    lines += [
-        "| Settings | Verdict | Error, reference | Error, recordings | STOI | PESQ-WB |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in results:
-        errors = f"{row.reference_error:.1f} dB | {row.mel_error:.1f} dB"
-        lines.append(f"| {row.settings} | {row.verdict} | {errors} | {row.stoi:.3f} | {row.pesq_wb:.2f} |")
-    return "\n".join(lines)
+    return error, *speech_scores(path, recording[:n_samples], copy[:n_samples], rate)
 
 
 if __name__ == "__main__":

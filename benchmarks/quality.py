@@ -8,11 +8,9 @@ random phase (seed 0) with momentum 0.99. Needs the extra `eval`.
 """
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import librosa
@@ -21,28 +19,12 @@ import torch
 from tqdm import tqdm
 
 from apnet2_tts_plugin import metrics
-from apnet2_tts_plugin.checkpoints import CheckpointError
-from apnet2_tts_plugin.corpus import DataError, find_audio
-from apnet2_tts_plugin.data import read_audio
-from apnet2_tts_plugin.loader import ModelError, load_model
-from apnet2_tts_plugin.metrics import MetricError, MissingPackageError
+from apnet2_tts_plugin.audio import find_audio, read_audio
+from apnet2_tts_plugin.errors import Apnet2Error, MetricError
+from apnet2_tts_plugin.loader import load_model
 from apnet2_tts_plugin.model import Apnet2
-from apnet2_tts_plugin.store import StoreError
 
 GRIFFIN_LIM_ITERATIONS = 60
-
-
-@dataclass
-class Result:
-    """Means of a system's figures over the files of one folder."""
-
-    audio: str
-    n_files: int
-    seconds: float
-    system: str
-    stoi: float
-    pesq_wb: float
-    mel_error: float
 
 
 def main() -> None:
@@ -50,14 +32,10 @@ def main() -> None:
     args = parse_arguments()
     try:
         model = load_model(args.model)
-        results = [result for label, folder in args.audio for result in measure(model, args, label, folder)]
-    except (CheckpointError, DataError, ModelError, StoreError, MetricError, MissingPackageError) as error:
+        tables = [table(model, args, label, folder) for label, folder in args.audio]
+    except Apnet2Error as error:
         sys.exit(f"quality.py: {error}")
-    command = shlex.join(["python", *sys.argv])
-    print(tables(results, command))
-    if args.out:
-        content = {"command": command, "results": [asdict(result) for result in results]}
-        args.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print(f"`{shlex.join(['python', *sys.argv])}`", *tables, sep="\n\n")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -71,12 +49,15 @@ def parse_arguments() -> argparse.Namespace:
         metavar="[LABEL=]FOLDER",
         help="recordings, and what the table calls them; may be given several times",
     )
-    parser.add_argument("--last", type=int, metavar="N", help="only the last N files of each folder by name")
-    parser.add_argument("--out", type=Path, metavar="JSON", help="file to write the figures to")
-    args = parser.parse_args()
-    if args.last is not None and args.last < 1:
-        parser.error(f"--last {args.last}: expected at least 1")
-    return args
+    parser.add_argument("--last", type=positive, metavar="N", help="only the last N files of each folder by name")
+    return parser.parse_args()
+
+
+def positive(argument: str) -> int:
+    """A number of at least 1."""
+    if int(argument) < 1:
+        raise argparse.ArgumentTypeError(f"{argument}, expected at least 1")
+    return int(argument)
 
 
 def labelled_folder(argument: str) -> tuple[str, Path]:
@@ -85,8 +66,8 @@ def labelled_folder(argument: str) -> tuple[str, Path]:
     return (label, Path(folder)) if equals else (Path(argument).name, Path(argument))
 
 
-def measure(model: Apnet2, args: argparse.Namespace, label: str, folder: Path) -> list[Result]:
-    """Figures of both systems over the last `args.last` files of `folder`."""
+def table(model: Apnet2, args: argparse.Namespace, label: str, folder: Path) -> str:
+    """A Markdown table of both systems' means over the last `args.last` files of `folder`."""
     audio = model.config.audio
     systems = {f"APNet2 `{args.model}`": vocode, f"Griffin-Lim, {GRIFFIN_LIM_ITERATIONS} iterations": griffin_lim}
     figures = {title: [] for title in systems}
@@ -99,21 +80,25 @@ def measure(model: Apnet2, args: argparse.Namespace, label: str, folder: Path) -
         n_samples += len(recording)
         for title, synthesise in systems.items():
             figures[title].append(score(path, model, recording, synthesise))
-    seconds = n_samples / audio.sample_rate
-    return [
-        Result(label, len(paths), seconds, title, *np.mean(values, axis=0).tolist())
-        for title, values in figures.items()
-    ]
+    lines = [f"{label}: {len(paths)} files, {n_samples / audio.sample_rate:.1f} s of audio", ""]
+    lines += ["| System | STOI | PESQ-WB | Mel error |", "|---|---|---|---|"]
+    for title, values in figures.items():
+        stoi, pesq_wb, mel_error_db = np.mean(values, axis=0)
+        lines.append(f"| {title} | {stoi:.3f} | {pesq_wb:.2f} | {mel_error_db:.2f} dB |")
+    return "\n".join(lines)
 
 
-def score(
-    path: Path, model: Apnet2, recording: np.ndarray, synthesise: Callable[[Apnet2, torch.Tensor], np.ndarray]
-) -> tuple[float, float, float]:
+def score(path: Path, model: Apnet2, recording: np.ndarray, synthesise: Callable) -> tuple[float, float, float]:
     """STOI, PESQ-WB and mel error of one file."""
     rate = model.config.audio.sample_rate
     copy = synthesise(model, model.log_mel(torch.from_numpy(recording)[None]))
+    return *speech_scores(path, recording, copy, rate), metrics.mel_error_db(recording, copy, rate)
+
+
+def speech_scores(path: Path, recording: np.ndarray, copy: np.ndarray, rate: int) -> tuple[float, float]:
+    """STOI and PESQ-WB of one file."""
     try:
-        return tuple(figure(recording, copy, rate) for figure in (metrics.stoi, metrics.pesq_wb, metrics.mel_error))
+        return metrics.stoi(recording, copy, rate), metrics.pesq_wb(recording, copy, rate)
     except MetricError as error:
         raise MetricError(f"{path}: {error}") from error
 
@@ -143,17 +128,6 @@ def griffin_lim(model: Apnet2, mel: torch.Tensor) -> np.ndarray:
         momentum=0.99,
         random_state=0,
     )
-
-
-def tables(results: list[Result], command: str) -> str:
-    """One Markdown table per folder, and the command that made them."""
-    lines = [f"`{command}`"]
-    for label in dict.fromkeys(result.audio for result in results):
-        rows = [result for result in results if result.audio == label]
-        lines += ["", f"{label}: {rows[0].n_files} files, {rows[0].seconds:.1f} s of audio", ""]
-        lines += ["| System | STOI | PESQ-WB | Mel error |", "|---|---|---|---|"]
-        lines += [f"| {row.system} | {row.stoi:.3f} | {row.pesq_wb:.2f} | {row.mel_error:.3f} |" for row in rows]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from apnet2_tts_plugin.corpus import DataError, find_audio
-from apnet2_tts_plugin.data import read_audio
-from apnet2_tts_plugin.loader import ModelError, load_model
+from apnet2_tts_plugin.audio import find_audio, read_audio
+from apnet2_tts_plugin.errors import Apnet2Error
+from apnet2_tts_plugin.loader import load_model
+from apnet2_tts_plugin.metrics import DB_PER_NEPER
 from apnet2_tts_plugin.model import Apnet2
-from apnet2_tts_plugin.store import StoreError
 
 
-def mel_error(model: Apnet2, waveform: torch.Tensor, n_samples: int) -> float:
-    """Mean absolute full-band log-mel error over pieces of `n_samples`, a multiple of the hop, of a waveform (N,)."""
+def mel_error_db(model: Apnet2, waveform: torch.Tensor, n_samples: int) -> float:
+    """Mean full-band log-mel error in dB over pieces of `n_samples`, a multiple of the hop, of a waveform (N,)."""
     pieces = waveform[: len(waveform) // n_samples * n_samples].reshape(-1, n_samples)
-    spoken = model.inference(model.log_mel(pieces))[:, 0]
-    return (model.loss_mel(pieces) - model.loss_mel(spoken)).abs().mean().item()
+    log_mel = model.criterion.log_mel
+    vocoded = model.inference(model.log_mel(pieces))[:, 0]
+    return DB_PER_NEPER * (log_mel(pieces) - log_mel(vocoded)).abs().mean().item()
 
 
 def main() -> None:
@@ -45,8 +46,8 @@ def main() -> None:
             for length, found in errors.items():
                 n_samples = whole if length == "whole files" else length
                 if n_samples <= whole:
-                    found.append(mel_error(model, waveform, n_samples))
-    except (DataError, ModelError, StoreError) as error:
+                    found.append(mel_error_db(model, waveform, n_samples))
+    except Apnet2Error as error:
         sys.exit(f"segments.py: {error}")
     print("| Samples | Mel error |\n|---|---|")
     for length, found in errors.items():

@@ -18,9 +18,8 @@ import os
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +35,7 @@ from tqdm import tqdm
 
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.model import Apnet2
-from apnet2_tts_plugin.official import rename_official
+from apnet2_tts_plugin.weights.official import rename_official
 
 SAMPLE_RATE = 22050
 TOLERANCE = 1e-3  # of each loss, between the plain transcription and ours
@@ -93,21 +92,25 @@ class Training:
         self.device = device
 
     def __call__(self) -> dict[str, Tensor]:
-        with tf32(self.mode.tf32), torch.autocast(self.device, torch.bfloat16, enabled=self.mode.autocast):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.mode.tf32
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.mode.autocast):
             return {name: torch.as_tensor(loss).detach() for name, loss in self.run().items()}
 
 
 def our_step(mode: Mode, official: OfficialTraining, sizes: Sizes, waveform: Tensor) -> Callable[[], dict]:
     """The step of our model with the weights of the transcription."""
     config = our_config(sizes)
-    if mode.fused:
-        config.optimizer_params["fused"] = True
+    config.optimizer_params["fused"] = mode.fused
+    config.steps_to_start_discriminator = 0 if mode.adversarial else sys.maxsize
     model = Apnet2(config)
     model.add_discriminators()
     for name in ("generator", "mpd", "mrd"):
         getattr(model, name).load_state_dict(rename_official(name, getattr(official, name).state_dict()))
     model.to(waveform.device)
-    trainer = stub_trainer(model, mode.adversarial)
+    # what a step asks of the Trainer
+    trainer = SimpleNamespace(
+        optimizer=model.get_optimizer(), use_amp_scaler=False, total_steps_done=0, grad_accum_steps=1
+    )
     if mode.compiled:
         for network in (model.generator, model.mpd, model.mrd):
             network.compile()
@@ -122,23 +125,6 @@ def our_config(sizes: Sizes) -> Apnet2Config:
         mpd_channels=list(sizes.mpd_channels),
         mrd_channels=sizes.mrd_channels,
     )
-
-
-def stub_trainer(model: Apnet2, adversarial: bool) -> SimpleNamespace:
-    """What a step asks of the Trainer."""
-    model.config.steps_to_start_discriminator = 0 if adversarial else sys.maxsize
-    return SimpleNamespace(use_amp_scaler=False, optimizer=model.get_optimizer(), total_steps_done=0)
-
-
-@contextmanager
-def tf32(enabled: bool) -> Iterator[None]:
-    """Let CUDA compute float32 products and convolutions in TF32, or not."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = enabled
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @dataclass
@@ -231,18 +217,21 @@ def print_profile(training: Training) -> None:
 
 def table(results: list[Result]) -> str:
     """Markdown, a row per mode."""
-    header = ["Mode", "s per step", "Steps per s", "Times plain's speed", "s of audio per s", "TFLOP per step"]
-    header += ["Share of matrix rate", "Peak MB"]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    rows = []
     for result in results:
-        cells = [result.title, f"{result.seconds_per_step:.3g} ({result.fastest_seconds_per_step:.3g})"]
-        cells.append(f"{1 / result.seconds_per_step:.3g}")
         ratio, fastest = result.ratio_to_plain, result.fastest_ratio_to_plain
-        cells.append("" if ratio is None else f"{ratio:.2f} ({fastest:.2f})")
-        cells += [f"{result.audio_seconds_per_second:.2f}", f"{result.tflop_per_step:.2f}"]
-        cells += [f"{result.share_of_matrix_product_rate:.0%}", f"{result.peak_mb:.0f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = {
+            "Mode": result.title,
+            "s per step": f"{result.seconds_per_step:.3g} ({result.fastest_seconds_per_step:.3g})",
+            "Steps per s": f"{1 / result.seconds_per_step:.3g}",
+            "Times plain's speed": "" if ratio is None else f"{ratio:.2f} ({fastest:.2f})",
+            "s of audio per s": f"{result.audio_seconds_per_second:.2f}",
+            "TFLOP per step": f"{result.tflop_per_step:.2f}",
+            "Share of matrix rate": f"{result.share_of_matrix_product_rate:.0%}",
+            "Peak MB": f"{result.peak_mb:.0f}",
+        }
+        rows.append(f"| {' | '.join(cells.values())} |")
+    return "\n".join([f"| {' | '.join(cells)} |", "|---" * len(cells) + "|", *rows])
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -11,23 +11,17 @@ measured in a process of its own per system, above what that process holds with 
 CUDA float32 means float32, not TF32. Needs the extra `dev`.
 """
 
-import argparse
-import json
 import math
-import multiprocessing
-import os
-import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from inference import machine, memory, reset_peak, synchronise
+from inference import make_parser, peaks, run, synchronise
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,8 +30,8 @@ from TTS.tts.configs.vits_config import VitsArgs, VitsConfig
 from TTS.tts.models.vits import Vits
 
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
-from apnet2_tts_plugin.latents import LatentDecoder, with_decoder
 from apnet2_tts_plugin.model import Apnet2
+from apnet2_tts_plugin.pairing.vits import LatentDecoder, with_decoder
 
 FRAMES_PER_TOKEN = 3
 SMALL_VITS = dict(hidden_channels=32, num_layers_text_encoder=1, num_layers_flow=1, upsample_initial_channel_decoder=32)
@@ -98,7 +92,7 @@ def own_without_weight_norm(vits: Vits, small: bool) -> nn.Module:
 
 
 def apnet2(vits: Vits, small: bool) -> nn.Module:
-    config = Apnet2Config(input="latent", latent_channels=vits.args.hidden_channels)
+    config = Apnet2Config(input_features="latent", latent_channels=vits.args.hidden_channels)
     if small:
         config.amplitude, config.phase = PredictorConfig(**SMALL_PREDICTOR), PredictorConfig(**SMALL_PREDICTOR)
     return LatentDecoder(Apnet2(config).eval().to(vits.device))
@@ -208,19 +202,11 @@ def count_flop(decoder: nn.Module, outputs: dict[str, Tensor]) -> int:
 def peak_memory(name: str, lengths: list[float], threads: int, device: str, small: bool) -> list[float]:
     """MB that system `name` takes at most at each length, weights included; to be run in a process of its own."""
     torch.set_num_threads(threads)
-    warm_up = make_vits(device, True)  # have the libraries loaded whose code would else count as the system's memory
-    speak(build(name, warm_up, device, True), sentence(warm_up, lengths[0]))
-    del warm_up
-    reset_peak(device)
-    before = memory("now", device)
-    vits = make_vits(device, small)
-    model = build(name, vits, device, small)
-    peaks = []
-    for seconds in lengths:
-        reset_peak(device)
-        speak(model, sentence(vits, seconds))
-        peaks.append(memory("peak", device) - before)
-    return peaks
+
+    def prepare(model: Vits, seconds: float) -> Callable:
+        return partial(speak, model, sentence(model, seconds))
+
+    return peaks(lambda: build(name, make_vits(device, small), device, small), prepare, lengths, device)
 
 
 def table(results: list[Result]) -> str:
@@ -245,38 +231,12 @@ def speed(result: Result) -> str:
     return f"{result.times_real_time:.1f}" + (f" ({result.ratio_to_own:.2f})" if compared else "")
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[1, 5, 20], help="lengths of sentences")
-    parser.add_argument("--rounds", type=int, default=9, help="runs of which the median is taken")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="what to measure")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--small", action="store_true", help="tiny networks, to try the benchmark itself")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the figures to")
-    return parser.parse_args()
-
-
 def main() -> None:
     """Measure and print the table."""
-    args = parse_arguments()
-    torch.set_num_threads(args.threads)
-    torch.backends.cudnn.allow_tf32 = False
-    lengths = sorted(args.seconds)
-    settings = (args.device, args.small)
-    results = [result for seconds in lengths for result in measure(args.systems, seconds, args.rounds, *settings)]
-    for name in tqdm(args.systems, desc="memory", unit="system"):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            peaks = process.submit(peak_memory, name, lengths, args.threads, *settings).result()
-        for result in results:
-            if result.system == name:
-                result.peak_mb = peaks[lengths.index(result.seconds)]
-    command = shlex.join(["python", *sys.argv])
-    about = machine(args.device, args.threads)
-    print(f"{about} Medians of {args.rounds} rounds: `{command}`", table(results), sep="\n\n")
-    if args.json:
-        content = {"machine": about, "command": command, "results": [asdict(result) for result in results]}
-        args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    parser = make_parser(__doc__, SYSTEMS, [1, 5, 20])
+    parser.add_argument("--small", action="store_true", help="tiny networks, to try the benchmark itself")
+    args = parser.parse_args()
+    run(args, measure, peak_memory, table, args.small)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,25 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
+from TTS.tts.configs.align_tts_config import AlignTTSArgs, AlignTTSConfig
+from TTS.tts.configs.delightful_tts_config import DelightfulTtsArgs, DelightfulTTSConfig, VocoderConfig
+from TTS.tts.configs.fast_pitch_config import FastPitchConfig
+from TTS.tts.configs.fast_speech_config import FastSpeechConfig
+from TTS.tts.configs.fastspeech2_config import Fastspeech2Config
+from TTS.tts.configs.glow_tts_config import GlowTTSConfig
+from TTS.tts.configs.neuralhmm_tts_config import NeuralhmmTTSConfig
+from TTS.tts.configs.overflow_config import OverflowConfig
+from TTS.tts.configs.shared_configs import CharactersConfig
+from TTS.tts.configs.speedy_speech_config import SpeedySpeechConfig
+from TTS.tts.configs.tacotron2_config import Tacotron2Config
+from TTS.tts.configs.tacotron_config import TacotronConfig
+from TTS.tts.configs.vits_config import VitsArgs, VitsConfig
+from TTS.tts.models import setup_model
 
 FRAMES_PER_TOKEN = 4
 DECODER_STEPS = 6  # of the Tacotrons, which would not stop by themselves
@@ -55,15 +70,10 @@ def build(name: str, folder: Path, speakers: str | None = None, **audio) -> Path
 
     Args:
         name: Key of `MODELS`.
-        folder: Where to, a new folder.
+        folder: Where to, a new folder; it is returned again.
         speakers: `IDS` or `D_VECTORS` of `SPEAKERS`; None for a single speaker.
         audio: Audio settings that differ from the model's defaults.
-
-    Returns:
-        `folder`.
     """
-    from TTS.tts.models import setup_model
-
     torch.manual_seed(1)
     folder.mkdir(parents=True)
     config = MODELS[name].config(**text_settings(), **_speaker_settings(speakers, folder))
@@ -87,8 +97,6 @@ def save(model: nn.Module, config, folder: Path) -> Path:
 
 def text_settings() -> dict:
     """Settings for text without a phonemizer: its letters are the model's tokens."""
-    from TTS.tts.configs.shared_configs import CharactersConfig
-
     characters = CharactersConfig(
         characters_class="TTS.tts.utils.text.characters.Graphemes",
         pad="_",
@@ -98,12 +106,7 @@ def text_settings() -> dict:
         characters="abcdefghijklmnopqrstuvwxyz",
         punctuations=" ,.!?",
     )
-    return dict(
-        characters=characters,
-        use_phonemes=False,
-        text_cleaner="basic_cleaners",
-        test_sentences=[],
-    )
+    return dict(characters=characters, use_phonemes=False, text_cleaner="basic_cleaners", test_sentences=[])
 
 
 def _speaker_settings(speakers: str | None, folder: Path) -> dict:
@@ -129,8 +132,6 @@ def _set_channels(config, output: str) -> None:
 
 
 def _glow_tts_config(**fields):
-    from TTS.tts.configs.glow_tts_config import GlowTTSConfig
-
     return GlowTTSConfig(
         hidden_channels_enc=32,
         hidden_channels_dec=32,
@@ -153,21 +154,19 @@ def _fft() -> dict:
     return dict(hidden_channels_ffn=32, num_heads=1, num_layers=1, dropout_p=0.1)
 
 
-def _forward_tts_config(module: str, name: str) -> Callable:
+def _forward_tts(title: str, make_config: Callable) -> AcousticModel:
+    """FastPitch and its kin, which are feed-forward transformers on both sides."""
+
     def config(**fields):
-        import importlib
+        config = make_config(**fields)
+        config.model_args.hidden_channels = 32
+        config.model_args.encoder_params, config.model_args.decoder_params = _fft(), _fft()
+        return config
 
-        made = getattr(importlib.import_module(f"TTS.tts.configs.{module}"), name)(**fields)
-        made.model_args.hidden_channels = 32
-        made.model_args.encoder_params, made.model_args.decoder_params = _fft(), _fft()
-        return made
-
-    return config
+    return AcousticModel(title, config, _prepare_forward_tts, shortest=2)
 
 
 def _speedy_speech_config(**fields):
-    from TTS.tts.configs.speedy_speech_config import SpeedySpeechConfig
-
     config = SpeedySpeechConfig(**fields)
     config.model_args.hidden_channels = 32
     for params, dilations in ("encoder_params", [1, 2, 4]), ("decoder_params", [1, 2, 4, 8]):  # by default 4 times this
@@ -181,8 +180,6 @@ def _prepare_forward_tts(model) -> None:
 
 
 def _align_tts_config(d_vector_dim: int = 0, **fields):
-    from TTS.tts.configs.align_tts_config import AlignTTSArgs, AlignTTSConfig
-
     args = AlignTTSArgs(
         hidden_channels=32,
         hidden_channels_dp=32 + d_vector_dim,
@@ -196,32 +193,6 @@ def _align_tts_config(d_vector_dim: int = 0, **fields):
 def _prepare_align_tts(model) -> None:
     _set_bias(model.duration_predictor.layers[-1], math.log(1 + FRAMES_PER_TOKEN))
     _spread_convolutions(model.decoder.decoder.postnet)
-
-
-def _hmm_sizes() -> dict:
-    """Sizes of a neural HMM that stays in each of a letter's two states for two frames, whatever it says there."""
-    return dict(
-        state_per_phone=2,
-        encoder_in_out_features=32,
-        prenet_dim=32,
-        memory_rnn_dim=32,
-        outputnet_size=[32],
-        sampling_temp=0,
-        prenet_dropout_at_inference=False,
-        flat_start_params=dict(mean=0.0, std=1.0, transition_p=0.4),
-    )
-
-
-def _overflow_config(**fields):
-    from TTS.tts.configs.overflow_config import OverflowConfig
-
-    return OverflowConfig(hidden_channels_dec=32, num_flow_blocks_dec=2, num_block_layers=1, **_hmm_sizes(), **fields)
-
-
-def _neural_hmm_config(**fields):
-    from TTS.tts.configs.neuralhmm_tts_config import NeuralhmmTTSConfig
-
-    return NeuralhmmTTSConfig(**_hmm_sizes(), **fields)
 
 
 def _prepare_overflow(model) -> None:
@@ -239,26 +210,10 @@ def _vary_means(model) -> None:
     nn.init.normal_(model.neural_hmm.output_net.parametermodel.last_layer.weight[: model.out_channels], std=0.5)
 
 
-def _tacotron_config(**fields):
-    from TTS.tts.configs.tacotron_config import TacotronConfig
-
-    return TacotronConfig(max_decoder_steps=DECODER_STEPS - 1, **fields)  # it stops one step later than it is told to
-
-
 def _prepare_tacotron(model) -> None:
     model.decoder.stopnet.linear.bias.fill_(-10)
     model.last_linear.weight.mul_(10)
     model.last_linear.bias.copy_(_spread(model.out_channels))
-
-
-def _tacotron2_config(**fields):
-    from TTS.tts.configs.tacotron2_config import Tacotron2Config
-
-    return Tacotron2Config(max_decoder_steps=DECODER_STEPS, **fields)
-
-
-def _tacotron2_ddc_config(**fields):
-    return _tacotron2_config(double_decoder_consistency=True, **fields)
 
 
 def _prepare_tacotron2(model) -> None:
@@ -267,10 +222,8 @@ def _prepare_tacotron2(model) -> None:
     model.decoder.linear_projection.linear_layer.bias.copy_(_spread(model.out_channels).tile(model.decoder.r_init))
 
 
-def _vits_config(d_vector_file: str | None = None, **fields):
-    from TTS.tts.configs.vits_config import VitsArgs, VitsConfig
-
-    args = VitsArgs(
+def vits_config(d_vector_file: str | None = None, model_args: dict | None = None, **fields) -> VitsConfig:
+    sizes = dict(
         hidden_channels=32,
         hidden_channels_ffn_text_encoder=32,
         num_layers_text_encoder=1,
@@ -280,11 +233,11 @@ def _vits_config(d_vector_file: str | None = None, **fields):
         use_sdp=False,
         init_discriminator=False,
         inference_noise_scale=0.0,
+        d_vector_file=[d_vector_file] if d_vector_file else None,
     )
-    for name in ("use_speaker_embedding", "speakers_file", "use_d_vector_file", "d_vector_dim"):
-        args[name] = fields.get(name, args[name])
-    args.d_vector_file = [d_vector_file] if d_vector_file else None
-    return VitsConfig(model_args=args, **fields)
+    speakers = ("use_speaker_embedding", "speakers_file", "use_d_vector_file", "d_vector_dim")
+    sizes |= {name: fields[name] for name in speakers if name in fields}
+    return VitsConfig(model_args=VitsArgs(**sizes | (model_args or {})), **fields)
 
 
 def _prepare_vits(model) -> None:
@@ -293,8 +246,6 @@ def _prepare_vits(model) -> None:
 
 
 def _delightful_tts_config(**fields):
-    from TTS.tts.configs.delightful_tts_config import DelightfulTtsArgs, DelightfulTTSConfig, VocoderConfig
-
     args = DelightfulTtsArgs(
         n_hidden_conformer_encoder=128,
         n_layers_conformer_encoder=1,
@@ -354,42 +305,43 @@ def _tacotron_frames(letters: int) -> int:
     return 2 * DECODER_STEPS
 
 
+TACOTRON2 = partial(Tacotron2Config, max_decoder_steps=DECODER_STEPS)
+# a neural HMM that stays in each of a letter's two states for two frames, whatever it says there
+HMM_SIZES = dict(
+    state_per_phone=2,
+    encoder_in_out_features=32,
+    prenet_dim=32,
+    memory_rnn_dim=32,
+    outputnet_size=[32],
+    sampling_temp=0,
+    prenet_dropout_at_inference=False,
+    flat_start_params=dict(mean=0.0, std=1.0, transition_p=0.4),
+)
+OVERFLOW = partial(OverflowConfig, hidden_channels_dec=32, num_flow_blocks_dec=2, num_block_layers=1, **HMM_SIZES)
 HMM_REMARK = "coqui-tts cuts the model's mean and standard deviation to whole numbers when it loads them"
 
 MODELS = {
     "tacotron": AcousticModel(
         "Tacotron",
-        _tacotron_config,
+        partial(TacotronConfig, max_decoder_steps=DECODER_STEPS - 1),  # it stops one step later than it is told to
         _prepare_tacotron,
         _tacotron_frames,
         output=LINEAR,
         remark="coqui-tts fails if it was trained with mean-variance statistics",
     ),
-    "tacotron2": AcousticModel("Tacotron 2", _tacotron2_config, _prepare_tacotron2, _tacotron_frames),
+    "tacotron2": AcousticModel("Tacotron 2", TACOTRON2, _prepare_tacotron2, _tacotron_frames),
     "tacotron2_ddc": AcousticModel(
-        "Tacotron 2 with double decoder consistency", _tacotron2_ddc_config, _prepare_tacotron2, _tacotron_frames
+        "Tacotron 2 with double decoder consistency",
+        partial(TACOTRON2, double_decoder_consistency=True),
+        _prepare_tacotron2,
+        _tacotron_frames,
     ),
     "glow_tts": AcousticModel(
         "GlowTTS", _glow_tts_config, _prepare_glow_tts, remark="a sentence of a single frame fails in coqui-tts"
     ),
-    "fast_pitch": AcousticModel(
-        "FastPitch",
-        _forward_tts_config("fast_pitch_config", "FastPitchConfig"),
-        _prepare_forward_tts,
-        shortest=2,
-    ),
-    "fast_speech": AcousticModel(
-        "FastSpeech",
-        _forward_tts_config("fast_speech_config", "FastSpeechConfig"),
-        _prepare_forward_tts,
-        shortest=2,
-    ),
-    "fastspeech2": AcousticModel(
-        "FastSpeech 2",
-        _forward_tts_config("fastspeech2_config", "Fastspeech2Config"),
-        _prepare_forward_tts,
-        shortest=2,
-    ),
+    "fast_pitch": _forward_tts("FastPitch", FastPitchConfig),
+    "fast_speech": _forward_tts("FastSpeech", FastSpeechConfig),
+    "fastspeech2": _forward_tts("FastSpeech 2", Fastspeech2Config),
     "speedy_speech": AcousticModel("SpeedySpeech", _speedy_speech_config, _prepare_forward_tts, shortest=13),
     "align_tts": AcousticModel(
         "AlignTTS",
@@ -399,31 +351,28 @@ MODELS = {
         shortest=4,
         remark="coqui-tts cannot make it with speaker ids",
     ),
-    "overflow": AcousticModel("OverFlow", _overflow_config, _prepare_overflow, speakers=(), remark=HMM_REMARK),
-    "neural_hmm": AcousticModel("Neural HMM", _neural_hmm_config, _prepare_neural_hmm, speakers=(), remark=HMM_REMARK),
+    "overflow": AcousticModel("OverFlow", OVERFLOW, _prepare_overflow, speakers=(), remark=HMM_REMARK),
+    "neural_hmm": AcousticModel(
+        "Neural HMM", partial(NeuralhmmTTSConfig, **HMM_SIZES), _prepare_neural_hmm, speakers=(), remark=HMM_REMARK
+    ),
     "delightful_tts": AcousticModel(
         "DelightfulTTS", _delightful_tts_config, _prepare_delightful_tts, output=WAVEFORM, shortest=2
     ),
     "vits": AcousticModel(
         "VITS",
-        _vits_config,
+        vits_config,
         _prepare_vits,
         lambda letters: FRAMES_PER_TOKEN * (2 * letters + 1),  # a blank around each letter
         output=WAVEFORM,
     ),
 }
 
-
-def milliseconds(shift: int, length: int) -> dict:
-    """Hop and window length in the unit that old configs have."""
-    return dict(hop_length=None, win_length=None, frame_shift_ms=shift, frame_length_ms=length)
-
-
+MILLISECONDS = dict(hop_length=None, win_length=None, frame_shift_ms=10, frame_length_ms=50)  # as old configs have it
 # Settings of `build`, and a vocoder's sample rate; each value differs from the model's own settings as it says.
 ANALYSES = {
     "our bands": dict(mel_fmax=8000.0),
     "full band": {},
-    "16 kHz": dict(sample_rate=16000, mel_fmin=50.0, mel_fmax=7600.0, **milliseconds(10, 50)),
+    "16 kHz": dict(sample_rate=16000, mel_fmin=50.0, mel_fmax=7600.0, **MILLISECONDS),
     "24 kHz": dict(sample_rate=24000, fft_size=2048, hop_length=300, win_length=1200, num_mels=100, mel_fmax=12000.0),
     "44.1 kHz": dict(sample_rate=44100, fft_size=2048, hop_length=512, win_length=2048),
 }

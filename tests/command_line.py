@@ -1,5 +1,6 @@
-"""The `apnet2` command in the tests' own process, and files for it in an empty current folder."""
+"""The commands `apnet2` and `tts` in the tests' own process, and files for the first in an empty current folder."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,13 @@ import soundfile
 import tiny
 import torch
 
-from apnet2_tts_plugin import cli, store
+from apnet2_tts_plugin import cli
+from apnet2_tts_plugin.weights import store
+from apnet2_tts_plugin.weights.find import find_weights
 
 RATE = 22050
 HOP = 256
+SILENCE = 10000  # samples that coqui appends to each sentence
 
 
 @pytest.fixture(autouse=True)
@@ -62,18 +66,25 @@ def one_line(err: str) -> str:
     return err
 
 
-def as_16_bit(waveform: torch.Tensor) -> np.ndarray:
-    return np.round(waveform.clamp(-1, 1).numpy() * 32767)
+def vocoded(loudness: float = 0.0) -> torch.Tensor:
+    """What the tiny model makes of `random_mel()`."""
+    return tiny.generator(loudness).inference(torch.from_numpy(random_mel())[None])
 
 
-def a_wav(samples=None, rate=RATE):
-    soundfile.write("in.wav", tone(5000) if samples is None else samples, rate, subtype="FLOAT")
-    return "in.wav"
+def holds(path: str, waveform: torch.Tensor) -> bool:
+    """Whether a WAV file has these samples in 16 bit, but for rounding, and not silence."""
+    written, expected = soundfile.read(path, dtype="int16")[0], waveform.flatten().clamp(-1, 1).numpy() * 32767
+    return len(written) == len(expected) and np.abs(written - expected).max() < 2 and np.abs(written).max() > 100
 
 
-def an_npy(array):
-    np.save("in.npy", array, allow_pickle=True)
-    return "in.npy"
+def a_wav(samples=None, rate=RATE, name="in.wav"):
+    soundfile.write(name, tone(5000) if samples is None else samples, rate, subtype="FLOAT")
+    return name
+
+
+def an_npy(array=None, name="in.npy"):
+    np.save(name, random_mel() if array is None else array, allow_pickle=True)
+    return name
 
 
 def a_pt(content):
@@ -90,3 +101,42 @@ def cut_in_half(name):
     path = Path(name)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return name
+
+
+def tts(*arguments) -> int | str | None:
+    """Run the `tts` command in this process; its exit status, or the line it ends with."""
+    from TTS.bin.synthesize import main
+
+    logger = logging.getLogger("TTS")
+    handlers, level = list(logger.handlers), logger.level
+    try:
+        with pytest.raises(SystemExit) as exit:
+            main([str(argument) for argument in arguments])
+    finally:
+        logger.handlers = handlers  # the command's own writes to a stream that ends with the test
+        logger.setLevel(level)
+    return exit.value.code
+
+
+def by_path(folder: Path) -> tuple:
+    return "--model_path", folder / "model_file.pth", "--config_path", folder / "config.json"
+
+
+def vocoder_by_path(folder: Path) -> tuple:
+    return "--vocoder_path", find_weights(folder), "--vocoder_config_path", folder / "config.json"
+
+
+def tts_api(acoustic: Path, **vocoder):
+    """The Python class with an acoustic model in a folder."""
+    from TTS.api import TTS
+
+    return TTS(model_path=acoustic / "model_file.pth", config_path=acoustic / "config.json", **vocoder)
+
+
+def check_wav(path: Path, samples: int) -> None:
+    """`path` has so many samples of sound at 22.05 kHz before coqui's silence."""
+    wav, sample_rate = soundfile.read(path)
+    assert sample_rate == RATE
+    assert len(wav) == samples + SILENCE
+    assert np.abs(wav[:samples]).max() > 0.1
+    assert not wav[samples:].any()

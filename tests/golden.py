@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from golden_weights import golden_state_dict, golden_waveform
 
-from apnet2_tts_plugin.checkpoints import rename_official
+from apnet2_tts_plugin.weights.official import rename_official
 
 DATA = Path(__file__).parent / "data"
 OFFICIAL_SEED = 2311
@@ -24,16 +24,21 @@ def arrays(name: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
+def loss(official_step: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """The official value of a loss that is `name` in our log."""
+    for ours, official in (("adversarial", "adv"), ("feature_matching", "fm"), ("imaginary", "imag")):
+        name = name.replace(ours, official)
+    return official_step[f"scalar/{name}"]
+
+
 def official_state(network: str) -> dict[str, torch.Tensor]:
     """Golden state dict of the official `generator`, `mpd` or `mrd`, with official names."""
-    shapes = json.loads((DATA / "official_shapes.json").read_text())[network]
-    return _tensors(golden_state_dict(shapes, OFFICIAL_SEED))
+    return _state(json.loads((DATA / "official_shapes.json").read_text())[network], OFFICIAL_SEED)
 
 
 def freev_state() -> dict[str, torch.Tensor]:
     """Golden state dict of the official FreeV generator, with official names."""
-    shapes = json.loads((DATA / "freev_shapes.json").read_text())
-    return _tensors(golden_state_dict(shapes, FREEV_SEED))
+    return _state(json.loads((DATA / "freev_shapes.json").read_text()), FREEV_SEED)
 
 
 def load_official(model) -> None:
@@ -48,5 +53,5 @@ def waveforms(*seeds: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([golden_waveform(8192, seed) for seed in seeds]))
 
 
-def _tensors(state: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in state.items()}
+def _state(shapes: dict[str, list[int]], seed: int) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in golden_state_dict(shapes, seed).items()}

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -31,3 +32,12 @@ def run(script: ModuleType, patch: pytest.MonkeyPatch, *arguments: object) -> No
         script.main()
     finally:
         torch.set_num_threads(threads)
+
+
+def refusal(main: Callable, *arguments: object) -> str:
+    """The line by which the `main` of a recipe ends, of two: the other gives advice."""
+    with pytest.raises(SystemExit) as end:
+        main(list(map(str, arguments)))
+    error, advice = end.value.code.split("\n")
+    assert error.startswith("error: ") and "recipes/" in advice
+    return error

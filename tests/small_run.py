@@ -2,21 +2,22 @@
 
 import functools
 import importlib
+import json
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import soundfile as sf
+import tiny
 import torch
 from golden_weights import golden_waveform
 from trainer import Trainer, TrainerArgs
 
-from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
+from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.model import Apnet2
-
-SMALL = {"channels": 16, "hidden_channels": 32, "blocks": 1}
 
 
 def make_corpus(folder: Path, n_files: int = 7, n_samples: int = 12000) -> Path:
@@ -44,14 +45,16 @@ def small_config(corpus: Path, out: Path, **settings) -> Apnet2Config:
         "log_model_step": 100,
         "save_step": 2,
         "eval_metrics": [],
-        "amplitude": PredictorConfig(**SMALL),
-        "phase": PredictorConfig(**SMALL),
         "mpd_periods": [2, 3],
-        "mpd_channels": [4, 8],
         "mrd_resolutions": [[512, 128, 512]],
-        "mrd_channels": 4,
     }
-    return Apnet2Config(**defaults | settings)
+    return tiny.config(**defaults | settings)
+
+
+def change_config(folder: Path, **changes) -> None:
+    """Change the `config.json` of a run, as its user does before it goes on."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def make_trainer(
@@ -62,16 +65,8 @@ def make_trainer(
     model = model or Apnet2(config)
     if not figures:
         model.train_log = model.eval_log = lambda *args: None
-    return Trainer(
-        TrainerArgs(**args),
-        config,
-        output_path=config.output_path,
-        model=model,
-        train_samples=["unused"],
-        eval_samples=["unused"],
-        callbacks=callbacks,
-        parse_command_line_args=False,
-    )
+    settings = {"callbacks": callbacks, "parse_command_line_args": False}
+    return Trainer(TrainerArgs(**args), config, output_path=config.output_path, model=model, **settings)
 
 
 def fit(config: Apnet2Config, **args) -> Trainer:
@@ -79,6 +74,34 @@ def fit(config: Apnet2Config, **args) -> Trainer:
     trainer = make_trainer(config, **args)
     trainer.fit()
     return trainer
+
+
+def stub_trainer(model: Apnet2, **changes) -> SimpleNamespace:
+    """As much of a Trainer as `Apnet2.optimize` needs."""
+    optimizer = model.get_optimizer()
+    parts = {"optimizer": optimizer, "scheduler": model.get_scheduler(optimizer), "use_amp_scaler": False}
+    return SimpleNamespace(**parts | {"total_steps_done": 0, "grad_accum_steps": 1} | changes)
+
+
+def watch(model: Apnet2, name: str, invent: Callable[[], dict] = dict) -> list[tuple[dict, dict]]:
+    """The batches that `model.optimize` or `model.eval_step` gets from now on, and what it logs, partly invented."""
+    calls, original = [], getattr(model, name)
+
+    def watched(batch, *args):
+        outputs, logged = original(batch, *args)
+        if logged:  # the Trainer evaluates once for each optimizer
+            logged |= invent()
+            calls.append((batch, logged))
+        return outputs, logged
+
+    setattr(model, name, watched)
+    return calls
+
+
+def make_batch(n: int = 2) -> dict:
+    """`n` segments for `Apnet2.optimize`, and names of files."""
+    waveform = torch.from_numpy(golden_waveform(n * 8192, 3)).reshape(n, 8192)
+    return {"waveform": waveform, "path": [f"{i}.wav" for i in range(n)]}
 
 
 @functools.cache

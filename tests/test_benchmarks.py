@@ -1,8 +1,6 @@
 """The benchmarks run and print tables of the right shape; what the figures are is not tested."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import scripts
@@ -19,12 +17,22 @@ def cells(markdown: str) -> list[list[str]]:
 
 
 @pytest.fixture
+def benchmark(monkeypatch, capsys):
+    """Runs a benchmark with arguments; what it has printed."""
+
+    def run(name: str, *arguments: object) -> str:
+        scripts.run(scripts.load(scripts.BENCHMARKS / f"{name}.py", monkeypatch), monkeypatch, *arguments)
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
 def recordings(tmp_path):
     """A folder with one second of a speech-like signal at 16 kHz."""
-    folder = tmp_path / "voice"
-    folder.mkdir()
-    soundfile.write(folder / "a.wav", golden_waveform(16000, seed=1), 16000)
-    return folder
+    (tmp_path / "voice").mkdir()
+    soundfile.write(tmp_path / "voice" / "a.wav", golden_waveform(16000, seed=1), 16000)
+    return tmp_path / "voice"
 
 
 @pytest.fixture
@@ -34,21 +42,24 @@ def inference(monkeypatch):
 
 
 @pytest.mark.slow
-def test_quality_compares_a_model_with_griffin_lim(tmp_path, recordings, monkeypatch, capsys):
-    model, out = tiny.save(tmp_path / "model"), tmp_path / "quality.json"
-    quality = scripts.load(scripts.BENCHMARKS / "quality.py", monkeypatch)
+def test_quality_compares_a_model_with_griffin_lim(tmp_path, recordings, benchmark):
+    model = tiny.save(tmp_path / "model")
     audio = ("--audio", recordings, "--audio", f"again={recordings}")
-    scripts.run(quality, monkeypatch, "--model", model, *audio, "--out", out)
-    printed = capsys.readouterr().out
+    printed = benchmark("quality", "--model", model, *audio)
     header, ours, griffin_lim, *again = cells(printed)
     assert header == ["System", "STOI", "PESQ-WB", "Mel error"]
     assert [ours[0], griffin_lim[0]] == [f"APNet2 `{model}`", "Griffin-Lim, 60 iterations"]
     assert again == [header, ours, griffin_lim]
-    assert "voice: 1 files, 1.0 s of audio" in printed
-    assert "again: 1 files, 1.0 s of audio" in printed
-    results = json.loads(out.read_text())["results"]
-    assert [result["audio"] for result in results] == ["voice", "voice", "again", "again"]
-    assert results[1]["mel_error"] < results[0]["mel_error"]  # random weights do worse than Griffin-Lim
+    assert "voice: 1 files, 1.0 s of audio" in printed and "again: 1 files, 1.0 s of audio" in printed
+    assert float(griffin_lim[3].split()[0]) < float(ours[3].split()[0])  # random weights do worse than Griffin-Lim
+
+
+@pytest.mark.slow
+def test_quality_says_in_one_line_what_is_wrong(tmp_path, recordings, benchmark):
+    soundfile.write(recordings / "b.wav", golden_waveform(16000, seed=1)[:2000], 16000)
+    with pytest.raises(SystemExit) as end:
+        benchmark("quality", "--model", tiny.save(tmp_path / "model"), "--audio", recordings, "--last", 1)
+    assert end.value.code.startswith(f"quality.py: {recordings / 'b.wav'}: STOI needs") and "\n" not in end.value.code
 
 
 def test_pairing_has_a_row_for_each_setting(tmp_path, recordings, monkeypatch, capsys):
@@ -58,41 +69,27 @@ def test_pairing_has_a_row_for_each_setting(tmp_path, recordings, monkeypatch, c
     scripts.run(pairing, monkeypatch, "--model", tiny.save(tmp_path / "model"), "--audio", recordings)
     header, *rows = cells(capsys.readouterr().out)
     assert header == ["Settings", "Verdict", "Error, reference", "Error, recordings", "STOI", "PESQ-WB"]
-    assert [row[:2] for row in rows] == list(
-        map(list, zip(titles, ["same", "approximate", "approximate"], strict=True))
-    )
+    assert [row[0] for row in rows] == titles
+    assert [row[1] for row in rows] == ["same", "approximate", "approximate"]
     assert [row[2] == "0.0 dB" for row in rows] == [True, False, False]
 
 
 @pytest.mark.slow
-def test_segments_has_a_row_per_length(tmp_path, recordings):
-    model = tiny.save(tmp_path / "model")
-    command = [sys.executable, scripts.BENCHMARKS / "segments.py", "--model", model, "--audio", recordings]
-    done = subprocess.run([*map(str, command), "--samples", "8192", "99840"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    header, short, long, whole = cells(done.stdout)
+def test_segments_has_a_row_per_length(tmp_path, recordings, benchmark):
+    sizes = "--samples", 8192, 99840
+    printed = benchmark("segments", "--model", tiny.save(tmp_path / "model"), "--audio", recordings, *sizes)
+    header, short, long, whole = cells(printed)
     assert [header[0], short[0], whole[0]] == ["Samples", "8192", "whole files"]
     assert long == ["99840", "no file is as long"]
-    assert float(short[1]) > 0 and float(whole[1]) > 0
+    assert float(short[1].split()[0]) > 0 and float(whole[1].split()[0]) > 0
 
 
 @pytest.mark.slow
-def test_quality_says_in_one_line_what_is_wrong(tmp_path, recordings, monkeypatch):
-    soundfile.write(recordings / "b.wav", golden_waveform(16000, seed=1)[:2000], 16000)
-    quality = scripts.load(scripts.BENCHMARKS / "quality.py", monkeypatch)
-    model = tiny.save(tmp_path / "model")
-    with pytest.raises(SystemExit) as end:
-        scripts.run(quality, monkeypatch, "--model", model, "--audio", recordings, "--last", 1)
-    assert end.value.code.startswith(f"quality.py: {recordings / 'b.wav'}: STOI needs") and "\n" not in end.value.code
-
-
-@pytest.mark.slow
-def test_inference_compares_systems(inference, tmp_path, monkeypatch, capsys):
+def test_inference_compares_systems(tmp_path, benchmark):
     out = tmp_path / "inference.json"
     systems = ("plain", "ours", "ours-bf16")
     arguments = ("--seconds", 0.1, 0.25, "--rounds", 1, "--systems", *systems, "--threads", torch.get_num_threads())
-    scripts.run(inference, monkeypatch, *arguments, "--json", out)
-    header, *rows = cells(capsys.readouterr().out)
+    header, *rows = cells(benchmark("inference", *arguments, "--json", out))
     assert header[1:] == ["0.1 s", "0.25 s", "Peak MB", "GFLOP per s", "Share of matrix rate", "SNR dB"]
     assert [row[0] for row in rows] == ["Plain transcription, float32", "APNet2, float32", "APNet2, bf16 weights"]
     assert all(len(row) == len(header) for row in rows)
@@ -116,3 +113,18 @@ def test_flop_are_those_of_the_products(inference):
     layer = torch.nn.Linear(30, 20)
     system = inference.System("one product", layer, layer)
     assert inference.count_flop(system, torch.zeros(7, 30)) == 2 * 7 * 30 * 20
+
+
+@pytest.mark.slow
+def test_decoders_are_compared_stage_by_stage(tmp_path, benchmark):
+    out = tmp_path / "vits.json"
+    sizes = "--small", "--threads", 1, "--rounds", 1, "--seconds", 0.2, 0.5, "--systems", "own", "apnet2"
+    header, *rows = cells(benchmark("vits", *sizes, "--json", out))
+    assert header[1:] == ["0.2 s", "0.5 s", "GFLOP per s", "Peak MB"] and all(len(row) == 5 for row in rows)
+    decoders = "HiFi-GAN of the VITS", "APNet2"
+    stages = [f"{stage}: {decoder}" for stage in ("Decoder", "Whole sentence") for decoder in decoders]
+    assert [row[0] for row in rows] == ["Text encoder, durations and flow", *stages]
+    results = json.loads(out.read_text())["results"]
+    assert len(results) == 12
+    assert all(result["times_real_time"] > 0 and result["peak_mb"] > 0 for result in results)
+    assert {result["ratio_to_own"] for result in results if result["system"] == "own"} == {1}

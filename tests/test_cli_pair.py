@@ -57,12 +57,12 @@ def test_impossible(apnet2, model, glow):
     assert "preemphasis is 1" in one_line(err)
 
 
-def test_waveforms_and_features(apnet2, model, workplace):
+def test_waveforms_and_features(apnet2, model):
     VitsConfig().save_json("vits.json")
     KNNVCConfig().save_json("knnvc.json")
     status, out, err = apnet2("pair", "--tts", "vits.json", "--strict")
-    assert (status, err) == (0, "") and "speaks the waveform of vits" in out
-    status, out, err = apnet2("pair", "--tts", "knnvc.json")
+    assert (status, err) == (0, "") and "vocodes the waveform of vits" in out
+    status, _, err = apnet2("pair", "--tts", "knnvc.json")
     assert status == 1 and "WavLM features" in one_line(err)
 
 
@@ -85,7 +85,6 @@ def test_where_configs_are_found(apnet2, model, glow, workplace, tmp_path):
     [
         (None, "neither a config.json nor a model that coqui-tts has downloaded"),
         ("{", "not a configuration of coqui-tts"),
-        ("[]", "not a configuration of coqui-tts"),
         ('{"model": "unheard"}', "not a configuration of coqui-tts"),
         (json.dumps({"model": "glow_tts", "audio": {"preemphasis": 7}}), "not a configuration of coqui-tts"),
         (json.dumps({"model": "glow_tts", "audio": {"stats_path": "none.npy"}}), "none.npy"),
@@ -100,15 +99,10 @@ def test_refused(content, reason, apnet2, model, workplace):
     if content is not None:
         (workplace / "in.json").write_text(content)
     status, out, err = apnet2("pair", "--tts", "in.json")
-    assert (status, out) == (1, "")
-    assert reason in one_line(err) and "Traceback" not in err
+    assert (status, out) == (1, "") and reason in one_line(err)
 
 
-def test_vocoder_of_another_kind_is_refused(apnet2, model, glow, workplace):
+def test_vocoder_of_another_kind_is_refused(apnet2, glow):
     HifiganConfig().save_json("hifigan.json")
     status, _, err = apnet2("pair", "--tts", glow(), "--vocoder", "hifigan.json")
-    assert status == 1 and "hifigan.json" in one_line(err)
-
-
-def test_usage(apnet2):
-    assert apnet2("pair")[0] == 2
+    assert status == 1 and "hifigan.json: not the configuration of an APNet2" in one_line(err)

@@ -1,27 +1,27 @@
 """Training data: which files, which segments."""
 
-import logging
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+import scripts
 import soundfile as sf
+import tiny
 import torch
-from torch.utils.data import DataLoader
 
-from apnet2_tts_plugin.corpus import AudioFile, DataError, find_audio, split, usable
-from apnet2_tts_plugin.data import EpochBatches, Segments, Utterances, read_audio
+from apnet2_tts_plugin.audio import find_audio, read_audio
+from apnet2_tts_plugin.errors import DataError
+from apnet2_tts_plugin.training.corpus import AudioFile, split, usable
+from apnet2_tts_plugin.training.data import EpochBatches, Segments, Utterances, evaluation_loader, training_loader
 
 RATE = 22050
 
 
-def write(path, n_samples=20000, rate=RATE, channels=1, value=None):
-    """A file whose samples grow from 0 to 0.9, so that a segment tells where it was cut."""
+def write(path, n_samples=20000, value=None, nan_at=None):
+    """A file whose samples grow from 0 to 0.9, so that a segment tells where it was cut, or are all `value`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    ramp = np.linspace(0, 0.9, n_samples) if value is None else np.full(n_samples, value)
-    sf.write(path, np.repeat(ramp[:, None], channels, axis=1), rate, subtype="PCM_16")
+    samples = np.linspace(0, 0.9, n_samples) if value is None else np.full(n_samples, value)
+    if nan_at is not None:
+        samples[nan_at] = np.nan
+    sf.write(path, samples, RATE, subtype="PCM_16" if nan_at is None else "FLOAT")
     return path
 
 
@@ -37,13 +37,6 @@ def test_files_are_found_in_the_order_of_their_names(folder):
     assert [path.name for path in find_audio(folder)] == ["a.flac", "b.wav", "d.wav", "c.WAV"]
 
 
-def test_split_does_not_depend_on_the_order_of_the_files(folder):
-    paths = find_audio(folder)
-    train, held_out = split(paths[::-1], 1)
-    assert (train, held_out) == split(paths, 1)
-    assert [path.name for path in held_out] == ["c.WAV"] and len(train) == 3
-
-
 @pytest.mark.parametrize("missing", ["nowhere", "empty"])
 def test_folders_without_audio(tmp_path, missing):
     (tmp_path / "empty").mkdir()
@@ -51,51 +44,57 @@ def test_folders_without_audio(tmp_path, missing):
         find_audio(tmp_path / missing)
 
 
-def test_split_that_leaves_nothing(folder):
+def test_split_does_not_depend_on_the_order_of_the_files(folder):
+    paths = find_audio(folder)
+    train, held_out = split(paths[::-1], 1)
+    assert (train, held_out) == split(paths, 1)
+    assert [path.name for path in held_out] == ["c.WAV"] and len(train) == 3
     with pytest.raises(DataError, match="eval_split_size: 4, expected fewer than the 4 audio files"):
-        split(find_audio(folder), 4)
+        split(paths, 4)
 
 
-def test_useless_files_are_named_skipped_and_counted(folder, caplog):
-    write(folder / "e_silent.wav", value=0.0)
-    write(folder / "f_empty.wav", n_samples=0)
-    (folder / "g_broken.wav").write_bytes(b"RIFF but not really")
-    with caplog.at_level(logging.WARNING, "apnet2_tts_plugin.corpus"):
-        files = usable(find_audio(folder))
-    assert [file.path.name for file in files] == ["a.flac", "b.wav", "d.wav", "c.WAV"]
-    assert files[0] == AudioFile(folder / "a.flac", 20000, RATE)
-    for name, reason in (("e_silent", "silent"), ("f_empty", "empty"), ("g_broken", "")):
-        assert any(name in message and reason in message for message in caplog.messages)
-    assert caplog.messages[-1] == "Skipped 3 of 7 audio files"
-
-
-def test_no_file_left_is_an_error(tmp_path):
-    path = write(tmp_path / "silent.wav", value=0.0)
-    with pytest.raises(DataError, match="none of 1 audio files can be used.*silent.wav"):
-        usable([path])
-
-
-def test_flac_files_without_their_end_or_length_are_skipped(folder):
-    whole = (folder / "a.flac").read_bytes()
-    cut, endless = folder / "cut.flac", folder / "endless.flac"
-    write(cut, n_samples=200000)
+def test_useless_files_are_named_with_the_reason_and_counted(folder, caplog):
+    write(folder / "silent.wav", value=0.0)
+    write(folder / "empty.wav", n_samples=0)
+    write(folder / "nan.wav", n_samples=15000, nan_at=100)
+    write(folder / "nan in the first block.wav", nan_at=100)
+    (folder / "broken.wav").write_bytes(b"RIFF but not really")
+    cut, endless = write(folder / "cut.flac", n_samples=200000), folder / "endless.flac"
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    whole = (folder / "a.flac").read_bytes()
     # the number of samples is the last 36 bits before the checksum in the first metadata block
     endless.write_bytes(whole[:21] + bytes([whole[21] & 0xF0, 0, 0, 0, 0]) + whole[26:])
-    assert [file.path.name for file in usable([cut, endless, folder / "b.wav"])] == ["b.wav"]
+    files = usable(find_audio(folder))
+    assert [file.path.name for file in files] == ["a.flac", "b.wav", "d.wav", "c.WAV"]
+    assert files[0] == AudioFile(folder / "a.flac", 20000, RATE)
+    *skipped, count = caplog.messages
+    reasons = {
+        "broken.wav": "",
+        "cut.flac": "",
+        "empty.wav": "it is empty",
+        "endless.flac": "it does not tell its length; writing it anew helps",
+        "nan in the first block.wav": "it has NaN or infinite samples",
+        "nan.wav": "it has NaN or infinite samples",
+        "silent.wav": "it is silent",
+    }
+    for message, (name, reason) in zip(skipped, reasons.items(), strict=True):
+        assert message.startswith(f"Skipped {folder / name}: ") and message.endswith(reason)
+    assert count == "Skipped 7 of 11 audio files"
+    with pytest.raises(DataError, match="none of 1 audio files can be used; the first one: .*silent.wav"):
+        usable([folder / "silent.wav"])
 
 
-def test_a_file_that_goes_bad_is_replaced_by_the_next_one(folder, caplog):
-    bad = folder / "nan.wav"
-    samples = np.full(20000, 0.5)
-    samples[10000] = np.nan
-    sf.write(bad, samples, RATE, subtype="FLOAT")
-    dataset = segments([bad, write(folder / "good.wav", n_samples=8192, value=0.25)], n_samples=16384)
-    with caplog.at_level(logging.WARNING, "apnet2_tts_plugin.data"):
-        segment = dataset[0, 0]
-    assert segment["waveform"].max() == pytest.approx(0.25, abs=1e-3)
-    assert segment["path"] == str(folder / "good.wav")
-    assert any("nan.wav: has NaN" in message for message in caplog.messages)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data_path": ""}, "no audio files are given, expected a folder of them"),
+        ({"feature_path": "mels"}, "data_path: none, expected the folder of the audio that the mels"),
+        ({"input_features": "latent"}, "feature_path: none, expected the folder of latents"),
+    ],
+)
+def test_settings_without_data(settings, message):
+    with pytest.raises(DataError, match=message):
+        tiny.model(**settings).get_data_loader(tiny.config(**settings))
 
 
 def test_stereo_is_mixed_down(tmp_path):
@@ -113,14 +112,19 @@ def first_samples(dataset, epoch):
 
 
 def test_segments_are_parts_of_their_files(folder):
-    dataset = segments(find_audio(folder))
-    whole = read_audio(folder / "b.wav", RATE)
-    item = dataset[0, 1]
-    segment = item["waveform"].numpy()
+    item = segments(find_audio(folder))[0, 1]
+    whole, segment = read_audio(folder / "b.wav", RATE), item["waveform"].numpy()
     assert set(item) == {"waveform", "path"} and item["path"] == str(folder / "b.wav")
     assert segment.shape == (8192,) and segment.dtype == np.float32
     start = int(np.abs(whole - segment[0]).argmin())
     np.testing.assert_allclose(whole[start : start + 8192], segment, atol=2e-4)
+
+
+def test_a_file_that_goes_bad_is_replaced_by_the_next_one(folder, caplog):
+    bad, good = write(folder / "nan.wav", nan_at=18000), write(folder / "good.wav", n_samples=8192, value=0.25)
+    segment = segments([bad, good], n_samples=16384)[0, 0]
+    assert segment["waveform"].max() == pytest.approx(0.25, abs=1e-3) and segment["path"] == str(good)
+    assert any("nan.wav: has NaN" in message for message in caplog.messages)
 
 
 def test_draws_differ_by_item_and_epoch_and_repeat_by_seed(folder):
@@ -133,22 +137,18 @@ def test_draws_differ_by_item_and_epoch_and_repeat_by_seed(folder):
     assert first_samples(segments(paths, seed=1), epoch=0) != first
 
 
-@pytest.mark.parametrize("n_workers", [0, 2])
-def test_draws_do_not_depend_on_the_workers(folder, n_workers):
+def test_draws_do_not_depend_on_the_workers(folder):
     paths = [write(folder / f"same{i}.wav", n_samples=60000) for i in range(6)]
-    dataset = segments(paths)
-    batches = EpochBatches(6, batch_size=4, seed=0)
-    batches.epoch = 3
-    alone = [[dataset[item]["waveform"] for item in batch] for batch in batches]
-    loaded = list(DataLoader(dataset, batch_sampler=batches, num_workers=n_workers))
-    assert [len(batch["path"]) for batch in loaded] == [4, 2]
-    for items, batch in zip(alone, loaded, strict=True):
-        torch.testing.assert_close(batch["waveform"], torch.stack(items))
+    loader = training_loader(tiny.config(batch_size=4, num_loader_workers=2, training_seed=5), usable(paths))
+    loader.batch_sampler.epoch = 3
+    dataset = segments(paths, seed=5)
+    alone = [torch.stack([dataset[item]["waveform"] for item in batch]) for batch in loader.batch_sampler]
+    assert [len(batch) for batch in alone] == [4, 2]
+    torch.testing.assert_close([batch["waveform"] for batch in loader], alone)
 
 
 def test_all_of_a_file_is_drawn_from(folder):
-    path = write(folder / "long.wav", n_samples=8192 * 3)
-    dataset = segments([path])
+    dataset = segments([write(folder / "long.wav", n_samples=8192 * 3)])
     starts = [float(dataset[epoch, 0]["waveform"][0]) / 0.9 * 3 for epoch in range(300)]
     assert min(starts) < 0.1 and max(starts) > 1.9
     assert np.histogram(starts, bins=4, range=(0, 2))[0].min() > 40
@@ -156,8 +156,7 @@ def test_all_of_a_file_is_drawn_from(folder):
 
 @pytest.mark.parametrize("n_samples", [1, 500, 8191, 8192])
 def test_short_files_are_padded_behind(folder, n_samples):
-    path = write(folder / "short.wav", n_samples=n_samples, value=0.5)
-    segment = segments([path])[0, 0]["waveform"]
+    segment = segments([write(folder / "short.wav", n_samples=n_samples, value=0.5)])[0, 0]["waveform"]
     assert segment.shape == (8192,)
     assert (segment[:n_samples] > 0.49).all() and not segment[n_samples:].any()
 
@@ -181,6 +180,15 @@ def test_utterances_are_whole_files_in_hops(folder):
     dataset = Utterances(usable(find_audio(folder)), RATE, 256, min_samples=8192)
     assert [len(dataset[i]["waveform"]) for i in range(len(dataset))] == [19968, 19968, 19968, 19968, 8192]
     assert dataset[4]["path"] == str(folder / "short.wav")
+
+
+def test_held_out_files_that_cannot_be_read_are_left_out(folder, caplog):
+    bad, good = write(folder / "nan.wav", n_samples=60000, nan_at=50000), folder / "b.wav"
+    loader = evaluation_loader(tiny.config(num_eval_loader_workers=0), usable([bad, good]))
+    assert [batch["path"] for batch in loader] == [[str(good)]]
+    assert caplog.messages == [f"Left out of the evaluation: {bad}: has NaN or infinite samples"]
+    with pytest.raises(DataError, match=r"none of 1 held-out files can be read; the first one: .*nan\.wav"):
+        evaluation_loader(tiny.config(), usable([bad]))
 
 
 def epoch_of(batches, epoch, start=0):
@@ -209,13 +217,11 @@ def test_processes_share_the_batches_of_one(n_items, batch_size, world_size):
 
 
 def test_the_order_depends_on_seed_and_epoch():
-    first = epoch_of(EpochBatches(50, 4, seed=0), epoch=0)
-    assert epoch_of(EpochBatches(50, 4, seed=0), epoch=0) == first
-    other_epoch = epoch_of(EpochBatches(50, 4, seed=0), epoch=1)
-    other_seed = epoch_of(EpochBatches(50, 4, seed=1), epoch=0)
-    orders = [[index for batch in batches for _, index in batch] for batches in (first, other_epoch, other_seed)]
-    assert orders[0] != orders[1] != orders[2] != orders[0]
-    assert {epoch for batch in other_epoch for epoch, _ in batch} == {1}
+    first, again, other_epoch, other_seed = (
+        [index for batch in epoch_of(EpochBatches(50, 4, seed), epoch) for _, index in batch]
+        for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0))
+    )
+    assert first == again and first != other_epoch != other_seed != first
 
 
 @pytest.mark.parametrize("start", range(5))
@@ -227,13 +233,12 @@ def test_an_epoch_goes_on_where_it_stopped(start):
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_a_corpus_prints_its_tables(tmp_path):
-    script = Path(__file__).parents[1] / "benchmarks" / "corpus.py"
+def test_the_benchmark_of_a_corpus_prints_its_tables(tmp_path, monkeypatch, capsys):
+    benchmark = scripts.load(scripts.BENCHMARKS / "corpus.py", monkeypatch)
     sizes = "--hours 0.01 --files 20 --few 10 --segments 32 --workers 2".split()
-    command = [sys.executable, str(script), *sizes, "--folder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = [line.split(" | ")[0].removeprefix("| ") for line in done.stdout.splitlines() if line.startswith("| ")]
-    start_up = ["Start-up", "first", "second", "1 of 20 files changed"]
-    assert rows == [*start_up, "Audio", "WAV", "WAV, a tenth", "FLAC", "WAV of 44.1 kHz", "WAV and mels"]
+    scripts.run(benchmark, monkeypatch, *sizes, "--folder", tmp_path)
+    printed = capsys.readouterr().out
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in printed.splitlines() if line.startswith("| ")]
+    formats = ["WAV", "WAV, a tenth", "FLAC", "WAV of 44.1 kHz", "WAV and mels"]
+    assert rows == ["Start-up", "first", "second", "Audio", *formats]
     assert not any(tmp_path.iterdir())

@@ -1,15 +1,16 @@
 """Features of a corpus in files: where they go, that an interrupted run goes on, and what happens to bad files."""
 
-import logging
 import os
 
 import numpy as np
 import pytest
 import soundfile as sf
 
-from apnet2_tts_plugin.corpus import DataError, find_audio, usable, with_features
-from apnet2_tts_plugin.data import read_audio
-from apnet2_tts_plugin.features import write_array, write_features
+from apnet2_tts_plugin.audio import find_audio, read_audio
+from apnet2_tts_plugin.errors import DataError
+from apnet2_tts_plugin.finetuning.features import skip_unusable, write_array, write_features
+from apnet2_tts_plugin.training.corpus import usable
+from apnet2_tts_plugin.training.features import with_features
 
 RATE, HOP, CHANNELS = 22050, 256, 5
 
@@ -29,13 +30,22 @@ def frames(path):
 
 
 def write(folder, compute=frames):
-    wavs = folder / "wavs"
-    return write_features(find_audio(wavs), wavs, folder / "mels", compute)
+    """Write what `compute` makes of each file; returns the names of those that it got, and of those left out."""
+    wavs, seen = folder / "wavs", []
+
+    def compute_all(paths):
+        for path in paths:
+            seen.append(path.stem)
+            if (features := skip_unusable(path, compute, path)) is not None:
+                yield path, features
+
+    left_out = write_features(find_audio(wavs), wavs, folder / "mels", compute_all)
+    return seen, [path.stem for path in left_out]
 
 
 def test_features_are_where_training_looks_for_them(tmp_path):
     paths = make_wavs(tmp_path, "deep/a", "deep/b.c", "d")
-    assert write(tmp_path) == 3
+    assert write(tmp_path) == (["d", "a", "b.c"], [])
     files = with_features(usable(paths), tmp_path / "wavs", tmp_path / "mels", CHANNELS, RATE, HOP)
     names = [str(file.features.relative_to(tmp_path / "mels")) for file in files]
     assert names == ["d.npy", "deep/a.npy", "deep/b.c.npy"]
@@ -53,20 +63,21 @@ def test_an_interrupted_run_goes_on(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, interrupted)
-    seen = []
-    assert write(tmp_path, lambda path: seen.append(path.stem) or frames(path)) == 2
-    assert seen == ["b", "c"]
-    assert write(tmp_path) == 0
+    assert write(tmp_path) == (["b", "c"], [])
+    assert write(tmp_path) == ([], [])
 
 
 def test_features_older_than_their_audio_are_made_anew(tmp_path):
-    changed, _ = make_wavs(tmp_path, "a", "b")
+    changed, spoilt, _ = make_wavs(tmp_path, "a", "b", "c")
     write(tmp_path)
     sf.write(changed, np.full(1000, 0.25), RATE)
-    later = (tmp_path / "mels" / "a.npy").stat().st_mtime + 1
-    os.utime(changed, (later, later))
-    assert write(tmp_path) == 1
+    spoilt.write_bytes(b"no sound")
+    for path in (changed, spoilt):
+        later = path.stat().st_mtime + 1
+        os.utime(path, (later, later))
+    assert write(tmp_path) == (["a", "b"], ["b"])
     assert (np.load(tmp_path / "mels" / "a.npy") == 0.25).all()
+    assert sorted(path.name for path in (tmp_path / "mels").iterdir()) == ["a.npy", "c.npy"]  # nothing of before
 
 
 def test_bad_files_are_named_and_left_out(tmp_path, caplog):
@@ -76,25 +87,14 @@ def test_bad_files_are_named_and_left_out(tmp_path, caplog):
     def compute(path):
         if path.stem == "c":
             raise DataError("too short")
-        return frames(path) if path.stem != "b" else sf.read(path)
+        return frames(path)
 
-    with caplog.at_level(logging.WARNING, "apnet2_tts_plugin"):
-        assert write(tmp_path, compute) == 2
+    assert write(tmp_path, compute) == (["a", "b", "c", "d"], ["b", "c"])
     assert sorted(path.name for path in (tmp_path / "mels").iterdir()) == ["a.npy", "d.npy"]
     first, second, count = caplog.messages
-    assert first.startswith(f"Left out {tmp_path / 'wavs' / 'b.wav'}: Error opening")
+    assert first.startswith(f"Left out {tmp_path / 'wavs' / 'b.wav'}: cannot be read")
     assert second == f"Left out {tmp_path / 'wavs' / 'c.wav'}: too short"
     assert count == "Left out 2 of 4 audio files"
-
-
-def test_a_file_that_is_left_out_keeps_no_features_of_before(tmp_path):
-    changed, _ = make_wavs(tmp_path, "a", "b")
-    write(tmp_path)
-    changed.write_bytes(b"no sound")
-    later = (tmp_path / "mels" / "a.npy").stat().st_mtime + 1
-    os.utime(changed, (later, later))
-    assert write(tmp_path) == 0
-    assert [path.name for path in (tmp_path / "mels").iterdir()] == ["b.npy"]
 
 
 @pytest.mark.parametrize("fault", [ValueError("a mistake"), OSError(28, "No space left on device")])

@@ -1,29 +1,24 @@
 """APNet2 as the decoder of a VITS: same latents, right lengths, an untouched VITS, and latents to train with."""
 
-import threading
-
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
-import vits_models
 from golden_weights import golden_waveform
 from TTS.tts.models.vits import Vits
-from vits_models import CHANNELS, HOP, SAMPLE_RATE, SPEAKER_CHANNELS, SPEAKERS, make_vits, make_vocoder
+from vits_models import CHANNELS, HOP, SAMPLE_RATE, SPEAKER_CHANNELS, SPEAKERS, make_vits, make_vocoder, save_vits
 
-from apnet2_tts_plugin import latents
-from apnet2_tts_plugin.checkpoints import CheckpointError, export
+from apnet2_tts_plugin.audio import find_audio
 from apnet2_tts_plugin.config import Apnet2Config
-from apnet2_tts_plugin.corpus import DataError, find_audio, usable, with_features
-from apnet2_tts_plugin.data import Segments, Utterances
-from apnet2_tts_plugin.loader import load_model
+from apnet2_tts_plugin.errors import Apnet2Error, FinetuningError, PairingError
+from apnet2_tts_plugin.finetuning.features import SOURCE_NAME, note_source
+from apnet2_tts_plugin.finetuning.latents import encode, load_encoder, write_latents
 from apnet2_tts_plugin.model import Apnet2
-from apnet2_tts_plugin.vocode import InputError, speak
+from apnet2_tts_plugin.pairing import vits as decoding
+from apnet2_tts_plugin.pairing.vits import LatentDecoder, mismatch, vocoder_latent, with_decoder
+from apnet2_tts_plugin.training.corpus import usable
 
-tts_models = vits_models.multi_speaker_vits, vits_models.latent_vocoder, vits_models.speaker_latent_vocoder
-multi_speaker_vits, latent_vocoder, speaker_latent_vocoder = tts_models  # fixtures
-
-SENTENCES = [torch.arange(3, 15)[None], torch.arange(20, 4, -1)[None]]
+SENTENCE = torch.arange(3, 15)[None]
 
 
 @pytest.fixture
@@ -37,7 +32,6 @@ def decoded(model: Vits, tokens: torch.Tensor, aux_input: dict | None = None) ->
     hook = model.waveform_decoder.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append({"z": args[0], **kwargs}), with_kwargs=True
     )
-    torch.manual_seed(0)  # of the prior's noise
     outputs = model.inference(tokens, aux_input)
     hook.remove()
     (call,) = calls
@@ -45,7 +39,7 @@ def decoded(model: Vits, tokens: torch.Tensor, aux_input: dict | None = None) ->
 
 
 def with_vocoder(vits: Vits, vocoder: Apnet2) -> Vits:
-    return latents.with_decoder(vits, latents.LatentDecoder(vocoder))
+    return with_decoder(vits, LatentDecoder(vocoder))
 
 
 def state_of(model: torch.nn.Module) -> dict:
@@ -55,47 +49,43 @@ def state_of(model: torch.nn.Module) -> dict:
 
 @pytest.mark.parametrize("n_frames", [1, 2, 50])
 def test_a_latent_becomes_whole_hops_of_sound(n_frames):
-    z = torch.randn(2, CHANNELS, n_frames)
-    waveform = latents.LatentDecoder(make_vocoder())(z)
+    waveform = LatentDecoder(make_vocoder())(torch.randn(2, CHANNELS, n_frames))
     assert waveform.shape == (2, 1, n_frames * HOP) and waveform.dtype == torch.float32
+
+
+def test_sound_that_is_not_finite_is_refused():
+    vocoder = make_vocoder()
+    torch.nn.init.constant_(vocoder.generator.amplitude.output_conv.bias, torch.nan)
+    with pytest.raises(PairingError, match="the vocoder gave NaN or infinite samples"):
+        LatentDecoder(vocoder)(torch.randn(1, CHANNELS, 5))
 
 
 def test_the_last_frame_is_taken_twice_and_the_speaker_is_in_every_frame():
     z, g = torch.randn(2, 3, 5), torch.randn(2, 4, 1)
-    torch.testing.assert_close(latents.vocoder_latent(z), torch.cat([z, z[:, :, -1:]], dim=2), rtol=0, atol=0)
-    stacked = latents.vocoder_latent(z, g)
-    assert stacked.shape == (2, 7, 6)
-    torch.testing.assert_close(stacked[:, :3], latents.vocoder_latent(z), rtol=0, atol=0)
-    torch.testing.assert_close(stacked[:, 3:], g.repeat(1, 1, 6), rtol=0, atol=0)
+    assert torch.equal(vocoder_latent(z), torch.cat([z, z[:, :, -1:]], dim=2))
+    assert torch.equal(vocoder_latent(z, g), torch.cat([vocoder_latent(z), g.repeat(1, 1, 6)], dim=1))
 
 
-def test_the_vocoder_speaks_what_the_own_decoder_would_get(vits):
-    vocoder = make_vocoder()
-    own, call = decoded(vits, SENTENCES[0])
-    torch.testing.assert_close(call["z"], own["z"] * own["y_mask"], rtol=0, atol=0)
-    outputs, _ = decoded(with_vocoder(vits, vocoder), SENTENCES[0])
-    z = call["z"]
-    expected = vocoder.inference(torch.cat([z, z[:, :, -1:]], dim=2))
-    torch.testing.assert_close(outputs["model_outputs"], expected, rtol=0, atol=0)
-    assert outputs["model_outputs"].shape == own["model_outputs"].shape == (1, 1, z.shape[2] * HOP)
+@pytest.mark.parametrize("speaker", [None, 0, 1])
+def test_the_vocoder_gets_what_the_own_decoder_would_get(speaker):
+    has_speakers = speaker is not None
+    vits = make_vits(speakers=SPEAKERS if has_speakers else None)
+    vocoder = make_vocoder(speaker_channels=SPEAKER_CHANNELS if has_speakers else 0)
+    aux_input = {"speaker_ids": torch.tensor([speaker])} if has_speakers else None
+    own, call = decoded(vits, SENTENCE, aux_input)
+    latent = call["z"]
+    assert torch.equal(latent, own["z"] * own["y_mask"])
+    if has_speakers:
+        assert torch.equal(call["g"][0, :, 0], vits.emb_g.weight[speaker])
+        latent = torch.cat([latent, call["g"].expand(-1, -1, latent.shape[2])], dim=1)
+    outputs, _ = decoded(with_vocoder(vits, vocoder), SENTENCE, aux_input)
+    assert torch.equal(outputs["model_outputs"], vocoder.inference(torch.cat([latent, latent[:, :, -1:]], dim=2)))
+    assert outputs["model_outputs"].shape == own["model_outputs"].shape == (1, 1, latent.shape[2] * HOP)
     assert outputs["model_outputs"].abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("speaker", range(len(SPEAKERS)))
-def test_every_speaker_has_a_voice(speaker):
+def test_voices_are_converted():
     vits, vocoder = make_vits(speakers=SPEAKERS), make_vocoder(speaker_channels=SPEAKER_CHANNELS)
-    aux_input = {"speaker_ids": torch.tensor([speaker])}
-    _, call = decoded(vits, SENTENCES[0], aux_input)
-    torch.testing.assert_close(call["g"][0, :, 0], vits.emb_g.weight[speaker], rtol=0, atol=0)
-    outputs, _ = decoded(with_vocoder(vits, vocoder), SENTENCES[0], aux_input)
-    z = call["z"]
-    g = call["g"].expand(-1, -1, z.shape[2])
-    expected = vocoder.inference(torch.cat([z, g], dim=1)[:, :, [*range(z.shape[2]), -1]])
-    torch.testing.assert_close(outputs["model_outputs"], expected, rtol=0, atol=0)
-
-
-def test_voices_are_converted(speaker_latent_vocoder):
-    vits, vocoder = make_vits(speakers=SPEAKERS), load_model("apnet2-speakers")
     spectrogram, lengths = torch.rand(1, 513, 30), torch.tensor([30])
     waveforms = []
     for target in (0, 1):
@@ -106,7 +96,7 @@ def test_voices_are_converted(speaker_latent_vocoder):
 
 
 def test_items_of_a_batch_sound_as_they_would_alone():
-    decoder = latents.LatentDecoder(make_vocoder(speaker_channels=4))
+    decoder = LatentDecoder(make_vocoder(speaker_channels=4))
     z, g = torch.randn(3, CHANNELS, 40), torch.randn(3, 4, 1)
     lengths = [40, 1, 25]
     for item, length in zip(z, lengths, strict=True):
@@ -120,14 +110,14 @@ def test_items_of_a_batch_sound_as_they_would_alone():
 
 def test_the_vits_stays_as_it_is(vits):
     before, class_before = state_of(vits), type(vits)
-    (expected, _), vocoder = decoded(vits, SENTENCES[0]), make_vocoder()
+    (expected, _), vocoder = decoded(vits, SENTENCE), make_vocoder()
     model = with_vocoder(vits, vocoder)
-    decoded(model, SENTENCES[0])
+    decoded(model, SENTENCE)
     assert state_of(vits) == before and type(vits) is type(model) is class_before
-    again, _ = decoded(vits, SENTENCES[0])
-    torch.testing.assert_close(again["model_outputs"], expected["model_outputs"], rtol=0, atol=0)
+    again, _ = decoded(vits, SENTENCE)
+    assert torch.equal(again["model_outputs"], expected["model_outputs"])
     with pytest.raises(ValueError, match=r"latent of shape \(1, 32, 49\), expected \(batch, 48, frames\)"):
-        decoded(with_vocoder(vits, make_vocoder(speaker_channels=SPEAKER_CHANNELS)), SENTENCES[0])
+        decoded(with_vocoder(vits, make_vocoder(speaker_channels=SPEAKER_CHANNELS)), SENTENCE)
     assert state_of(vits) == before
 
 
@@ -140,30 +130,6 @@ def test_the_vocoder_stays_its_owners(vits):
     assert {p.dtype for p in vocoder.parameters()} == {torch.float32}
     assert model.text_encoder is vits.text_encoder  # which is shared, and double now as well
     vits.float()
-
-
-def test_threads_get_their_own_sentences(vits):
-    """The noise of the prior is off, as threads share the generator of random numbers."""
-    vits.inference_noise_scale = 0.0
-    models = [vits, with_vocoder(vits, make_vocoder())]
-    tasks = [(model, tokens) for model in models for tokens in SENTENCES]
-    expected = [model.inference(tokens)["model_outputs"] for model, tokens in tasks]
-    results = [[] for _ in tasks]
-
-    def run(i):
-        model, tokens = tasks[i]
-        for _ in range(4):
-            results[i].append(model.inference(tokens)["model_outputs"])
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(tasks))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for waveforms, waveform in zip(results, expected, strict=True):
-        assert len(waveforms) == 4
-        for found in waveforms:
-            torch.testing.assert_close(found, waveform, atol=1e-6, rtol=1e-4)
 
 
 def plain_posterior(vits: Vits, waveform: np.ndarray, g: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
@@ -186,7 +152,7 @@ def test_latents_are_samples_of_the_posterior(n_samples, speakers):
     waveform = golden_waveform(n_samples, seed=1)
     g = vits.emb_g.weight[1][None, :, None].detach() if speakers else None
     mean, log_scale = plain_posterior(vits, waveform, g)
-    latent = latents.encode(vits, waveform, g, torch.Generator().manual_seed(7))
+    latent = encode(vits, waveform, g, torch.Generator().manual_seed(7))
     n_frames = n_samples // HOP
     assert latent.shape == (CHANNELS + (SPEAKER_CHANNELS if speakers else 0), n_frames + 1)
     assert latent.dtype == np.float32
@@ -201,7 +167,7 @@ def test_latents_are_samples_of_the_posterior(n_samples, speakers):
 
 @pytest.mark.parametrize("n_samples", [1, 255, 256, 300, 700])
 def test_the_shortest_recordings_have_latents(vits, n_samples):
-    latent = latents.encode(vits, golden_waveform(1000, seed=1)[:n_samples])
+    latent = encode(vits, golden_waveform(1000, seed=1)[:n_samples])
     assert latent.shape == (CHANNELS, n_samples // HOP + 1) and np.isfinite(latent).all()
 
 
@@ -213,35 +179,40 @@ def test_the_encoder_may_have_a_lower_rate(interpolate_z, rates, hop_length, n_s
     kernels = [2 * rate for rate in rates]
     settings = dict(upsample_rates_decoder=rates, upsample_kernel_sizes_decoder=kernels, interpolate_z=interpolate_z)
     vits = make_vits(encoder_sample_rate=SAMPLE_RATE // 2, **settings)
-    assert latents.latent_hop(vits.config) == hop_length
-    latent = latents.encode(vits, golden_waveform(n_samples, seed=1))
+    assert decoding.latent_hop(vits.config) == hop_length
+    latent = encode(vits, golden_waveform(n_samples, seed=1))
     assert latent.shape == (CHANNELS, n_samples // hop_length + 1) and np.isfinite(latent).all()
 
 
-def test_an_embedding_must_fit():
-    waveform = golden_waveform(3000, seed=1)
-    with pytest.raises(latents.LatentError, match=r"speaker: embedding of shape None, expected \(1, 16, 1\)"):
-        latents.encode(make_vits(speakers=SPEAKERS), waveform)
-    with pytest.raises(latents.LatentError, match=r"speaker: embedding of shape \(1, 4, 1\), expected None"):
-        latents.encode(make_vits(), waveform, torch.zeros(1, 4, 1))
+@pytest.mark.parametrize(
+    ("speakers", "shape", "message"),
+    [
+        (SPEAKERS, None, r"embedding of shape None, expected \(1, 16, 1\)"),
+        (None, (1, 4, 1), r"embedding of shape \(1, 4, 1\), expected None"),
+    ],
+)
+def test_an_embedding_must_fit(speakers, shape, message):
+    speaker = None if shape is None else torch.zeros(shape)
+    with pytest.raises(FinetuningError, match=f"speaker: {message}"):
+        encode(make_vits(speakers=speakers), golden_waveform(3000, seed=1), speaker)
 
 
 def test_what_does_not_fit_is_named_with_both_values():
     single, several = make_vits().config, make_vits(speakers=SPEAKERS).config
-    assert latents.mismatch(single, make_vocoder().config) == []
-    assert latents.mismatch(several, make_vocoder(speaker_channels=SPEAKER_CHANNELS).config) == []
-    assert latents.mismatch(several, make_vocoder().config) == [
+    assert mismatch(single, make_vocoder().config) == []
+    assert mismatch(several, make_vocoder(speaker_channels=SPEAKER_CHANNELS).config) == []
+    assert mismatch(several, make_vocoder().config) == [
         "speaker_channels: 0, expected the 16 speaker channels of the VITS"
     ]
-    other = Apnet2Config(input="latent")
+    other = Apnet2Config(input_features="latent")
     other.audio.sample_rate, other.audio.hop_length = 24000, 300
-    assert latents.mismatch(single, other) == [
+    assert mismatch(single, other) == [
         "latent_channels: 192, expected the 32 latent channels of the VITS",
         "audio.sample_rate: 24000, expected the 22050 Hz of the VITS",
         "audio.hop_length: 300, expected the 256 samples to a frame of the VITS",
     ]
     several.model_args.use_d_vector_file, several.model_args.d_vector_dim = True, 512
-    assert latents.speaker_channels(several) == 512
+    assert decoding.speaker_channels(several) == 512
 
 
 @pytest.fixture
@@ -254,52 +225,57 @@ def corpus(tmp_path):
     return tmp_path
 
 
-def write(vits, corpus) -> int:
-    wavs = corpus / "wavs"
-    return latents.write_latents(vits, usable(find_audio(wavs)), wavs, corpus / "latents")
+def write(vits, corpus) -> dict[str, int]:
+    """Write the latents; the names of the files and when they were written."""
+    wavs, folder = corpus / "wavs", corpus / "latents"
+    write_latents(vits, usable(find_audio(wavs)), wavs, folder)
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
 
 
 def test_a_corpus_gets_its_latents_once(vits, corpus):
-    assert write(vits, corpus) == 2
-    first = {path: path.read_bytes() for path in (corpus / "latents").rglob("*.npy")}
-    assert {str(path.relative_to(corpus / "latents")) for path in first} == {"a.npy", "deep/b.npy"}
-    assert write(vits, corpus) == 0
+    times = write(vits, corpus)
+    assert times.keys() == {"a.npy", "deep/b.npy"}
+    assert write(vits, corpus) == times
+    a, b = (np.load(corpus / "latents" / name) for name in sorted(times))
     (corpus / "latents" / "a.npy").unlink()
     torch.manual_seed(99)
-    assert write(vits, corpus) == 1
-    assert {path: path.read_bytes() for path in first} == first  # the same noise again
-    a, b = (np.load(path) for path in sorted(first))
+    assert write(vits, corpus)["deep/b.npy"] == times["deep/b.npy"]
+    np.testing.assert_array_equal(np.load(corpus / "latents" / "a.npy"), a)  # the same noise again
     mean, log_scale = plain_posterior(vits, golden_waveform(30000, seed=1))
     noise = (torch.from_numpy(a[:, :-1]) - mean) / log_scale.exp()
     assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
     assert not np.allclose(a[:, :60], b[:, :60], atol=0.1)  # the recordings begin alike, their noise does not
 
 
-def test_segments_are_cut_from_latent_and_audio_alike(vits, corpus):
+def test_batches_have_latents_beside_their_waveforms(vits, corpus):
     write(vits, corpus)
-    files = usable(find_audio(corpus / "wavs"))
-    place = (corpus / "wavs", corpus / "latents", CHANNELS, SAMPLE_RATE, HOP)
-    files = with_features(files, *place, kind="latent")
+    paths = dict(data_path=str(corpus / "wavs"), feature_path=str(corpus / "latents"))
+    model = make_vocoder(**paths, eval_split_size=1, batch_size=1, seq_len=HOP * 150, num_loader_workers=0)
+    (batch,) = model.get_data_loader(model.config, is_eval=False)
     latent, waveform = np.load(corpus / "latents" / "a.npy"), golden_waveform(30000, seed=1)
-    item = Segments(files, SAMPLE_RATE, HOP, 8192, seed=0, padding=0.0)[3, 0]
-    (start,) = [i for i in range(118) if np.array_equal(latent[:, i : i + 33], item["mel"])]
-    np.testing.assert_array_equal(item["waveform"], waveform[start * HOP : start * HOP + 8192])
-    short = Utterances(files, SAMPLE_RATE, HOP, min_samples=8192 * 5, padding=0.0)[0]
-    assert short["mel"].shape == (CHANNELS, 161) and not short["mel"][:, 118:].any()
-    np.save(corpus / "latents" / "a.npy", latent[:16])
-    with pytest.raises(DataError, match=r"a\.npy: latent of shape \(16, 118\), expected \(32, frames\)"):
-        with_features(files, *place, kind="latent")
-    (corpus / "latents" / "a.npy").unlink()
-    with pytest.raises(DataError, match=r"a\.wav: no latent in .*1 of 2 audio files have none"):
-        with_features(files, *place, kind="latent")
+    np.testing.assert_array_equal(batch["features"][0, :, :118], latent)
+    np.testing.assert_array_equal(batch["waveform"].flatten()[: 117 * HOP], waveform[: 117 * HOP])
+    assert batch["features"].shape == (1, CHANNELS, 151) and not batch["features"][:, :, 118:].any()  # no mel's silence
 
 
-def test_latents_of_two_models_are_not_mixed(vits, corpus):
-    write(vits, corpus)
-    with pytest.raises(latents.LatentError, match="latents: has latents of another VITS"):
+def test_latents_of_others_are_not_mixed_in(vits, corpus):
+    folder = corpus / "latents"
+
+    def refused(what):
+        return pytest.raises(FinetuningError, match=f"{folder}: has latents of another {what}, see source.json in it")
+
+    note_source(folder, {"checkpoint": "of an acoustic model"}, "mels")
+    write(vits, corpus)  # there is nothing but the note yet
+    with refused("posterior_encoder"):
         write(make_vits(seed=8), corpus)
     vits.config.audio.win_length = 512  # the same weights, another analysis
-    with pytest.raises(latents.LatentError, match="latents: has latents of another VITS"):
+    with refused("settings"):
+        write(vits, corpus)
+    with pytest.raises(FinetuningError, match=f"{folder}: has mels of another checkpoint, see source.json in it"):
+        note_source(folder, {"checkpoint": "of an acoustic model"}, "mels")
+    note = (folder / SOURCE_NAME).read_text()
+    (folder / SOURCE_NAME).write_text(note[:-1])
+    with pytest.raises(FinetuningError, match=r"source\.json: cannot be read \(.*; delete the folder it is in"):
         write(vits, corpus)
 
 
@@ -307,86 +283,56 @@ def test_recordings_without_a_latent_are_named_when_all_others_have_theirs(vits,
     waveform = golden_waveform(30000, seed=1)
     waveform[20000] = np.nan
     sf.write(corpus / "wavs" / "a.wav", waveform, SAMPLE_RATE, subtype="FLOAT")
-    with pytest.raises(latents.LatentError, match=r"wavs/a\.wav: no latent, for the reason in the log; mend or remove"):
+    with pytest.raises(FinetuningError, match=r"wavs/a\.wav: no latent, for the reason in the log; mend or remove"):
         write(vits, corpus)
-    assert [path.name for path in (corpus / "latents").rglob("*.npy")] == ["b.npy"]
     (corpus / "wavs" / "a.wav").unlink()
-    assert write(vits, corpus) == 0
+    assert write(vits, corpus).keys() == {"deep/b.npy"}
 
 
 def test_recordings_must_have_the_rate_of_the_vits(vits, corpus):
     sf.write(corpus / "wavs" / "a.wav", golden_waveform(30000, seed=1), 16000)
-    with pytest.raises(latents.LatentError, match=r"a\.wav: 16000 Hz, expected the 22050 Hz of the VITS"):
+    with pytest.raises(FinetuningError, match=r"a\.wav: 16000 Hz, expected the 22050 Hz of the VITS"):
         write(vits, corpus)
     assert not (corpus / "latents").exists()
 
 
-def test_training_without_latents_is_refused_in_one_line(corpus):
-    config = make_vocoder().config
-    config.data_path, config.eval_split_size = str(corpus / "wavs"), 1
-    for is_eval in (False, True):
-        with pytest.raises(DataError, match="feature_path: none, expected the folder of latents") as caught:
-            Apnet2(config).get_data_loader(config, is_eval=is_eval)
-        assert "\n" not in str(caught.value)
-
-
 def test_the_posterior_encoder_is_loaded_alone(vits, tmp_path):
-    folder = vits_models.save_vits(vits, tmp_path / "vits")
-    waveform = golden_waveform(20000, seed=1)
-    expected = latents.encode(vits, waveform, generator=torch.Generator().manual_seed(1))
+    folder, waveform = save_vits(vits, tmp_path / "vits"), golden_waveform(20000, seed=1)
     (folder / "speakers.pth").touch()  # no checkpoint
-    for path in (folder, folder / "model_file.pth"):
-        loaded = latents.load_encoder(path)
-        found = latents.encode(loaded, waveform, generator=torch.Generator().manual_seed(1))
-        np.testing.assert_array_equal(found, expected)
+    latents = [
+        encode(encoder, waveform, generator=torch.Generator().manual_seed(1))
+        for encoder in (vits, load_encoder(folder), load_encoder(folder / "model_file.pth"))
+    ]
+    np.testing.assert_array_equal(latents[1:], [latents[0]] * 2)
 
 
-def test_other_models_have_no_latents(vits, tmp_path, multi_speaker_vits, glow_tts):
-    with pytest.raises(latents.LatentError, match="a VITS of several speakers, expected one"):
-        latents.load_encoder(multi_speaker_vits)
-    with pytest.raises(latents.LatentError, match=r"config\.json: a configuration of 'glow_tts', expected .* a VITS"):
-        latents.load_encoder(glow_tts)
-    with pytest.raises(CheckpointError, match="expected best_model.pth or one other .pth file, found none"):
-        (tmp_path / "empty").mkdir()
-        make_vits().config.save_json(tmp_path / "empty" / "config.json")
-        latents.load_encoder(tmp_path / "empty")
-    folder = vits_models.save_vits(vits, tmp_path / "vits")
-    (folder / "other.pth").touch()
-    with pytest.raises(CheckpointError, match="found model_file.pth, other.pth; name the file"):
-        latents.load_encoder(folder)
-    torch.save({"model": {}}, folder / "best_model.pth")
-    with pytest.raises(latents.LatentError, match=r"best_model\.pth: no posterior encoder of these sizes") as caught:
-        latents.load_encoder(folder)
-    assert "\n" not in str(caught.value)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(latents.LatentError, match=r"config\.json: not a usable configuration"):
-        latents.load_encoder(folder)
-
-
-@pytest.mark.parametrize("suffix", ["npy", "pt"])
-def test_latents_in_files_are_spoken(latent_vocoder, tmp_path, suffix):
-    model, latent = load_model("apnet2-latent"), torch.randn(CHANNELS, 20)
-    path = tmp_path / f"a.{suffix}"
-    np.save(path, latent.numpy()) if suffix == "npy" else torch.save(latent, path)
-    waveform = speak(model, path)
-    assert waveform.shape == (19 * HOP,)
-    torch.testing.assert_close(waveform, model.inference(latent[None]).flatten().clamp(-1, 1))
-
-
-def test_recordings_are_not_latents(latent_vocoder, tmp_path):
-    model = load_model("apnet2-latent")
-    sf.write(tmp_path / "a.wav", golden_waveform(20000, seed=1), SAMPLE_RATE)
-    with pytest.raises(InputError, match=r"a\.wav: is a recording, .* expected a \.npy or \.pt file of shape \(32, fr"):
-        speak(model, tmp_path / "a.wav")
-    np.save(tmp_path / "a.npy", np.zeros((80, 20), dtype=np.float32))
-    with pytest.raises(InputError, match=r"has shape \(80, 20\), expected \(32, frames\)"):
-        speak(model, tmp_path / "a.npy")
-
-
-def test_export_keeps_what_the_vocoder_speaks(tmp_path):
-    model = make_vocoder(speaker_channels=SPEAKER_CHANNELS)
-    torch.save({"model": model.state_dict(), "config": model.config.to_dict()}, tmp_path / "checkpoint_1.pth")
-    export(tmp_path / "checkpoint_1.pth", tmp_path / "out")
-    loaded, latent = load_model(tmp_path / "out"), torch.randn(1, CHANNELS + SPEAKER_CHANNELS, 12)
-    assert loaded.config.input == "latent"
-    torch.testing.assert_close(loaded.inference(latent), model.inference(latent), rtol=0, atol=0)
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "model_file.pth").unlink(), "expected model.safetensors, .* found none"),
+        (lambda folder: (folder / "other.pth").touch(), "found model_file.pth, other.pth; name the file"),
+        (
+            lambda folder: torch.save({"model": {}}, folder / "best_model.pth"),
+            r"best_model\.pth: no posterior encoder of these sizes",
+        ),
+        (
+            lambda folder: torch.save({"generator": {}}, folder / "best_model.pth"),
+            r"best_model\.pth: no 'model' in it, expected a checkpoint of coqui's Trainer",
+        ),
+        (lambda folder: (folder / "config.json").write_text("{"), r"config\.json: not a usable configuration"),
+        (
+            lambda folder: Apnet2Config().save_json(folder / "config.json"),
+            r"config\.json: a configuration of 'apnet2', expected one of a VITS",
+        ),
+        (
+            lambda folder: make_vits(speakers=SPEAKERS).config.save_json(folder / "config.json"),
+            "a VITS of several speakers, expected one",
+        ),
+    ],
+)
+def test_other_models_have_no_latents(spoil, message, vits, tmp_path):
+    folder = save_vits(vits, tmp_path / "vits")
+    spoil(folder)
+    with pytest.raises(Apnet2Error, match=message) as caught:
+        load_encoder(folder)
+    assert str(caught.value).startswith(str(folder)) and "\n" not in str(caught.value)

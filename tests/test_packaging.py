@@ -17,6 +17,7 @@ import pytest
 import apnet2_tts_plugin
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "apnet2_tts_plugin"
 SOURCES = ("_build", "apnet2_tts_plugin", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.cfg", "tests")
 HOOK = "apnet2_tts_plugin.pth", "apnet2_tts_plugin.start"
 
@@ -96,6 +97,8 @@ def test_wheel(wheel):
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
     model = "apnet2_tts_plugin/bundled/packaging-test"
     assert {*HOOK, f"{model}/config.json", f"{model}/model.safetensors", f"{model}/README.md"} <= names
+    modules = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*.py")}
+    assert modules | {"apnet2_tts_plugin/py.typed", "apnet2_tts_plugin/__init__.pyi"} <= names
     assert {name.partition("/")[0] for name in names} == {*HOOK, "apnet2_tts_plugin", info}
     assert [name for name in names if name.endswith("/LICENSE")]
     assert "apnet2 = apnet2_tts_plugin.cli:main" in entry_points

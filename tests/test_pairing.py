@@ -9,12 +9,12 @@ import torch
 from TTS.config import BaseAudioConfig
 from TTS.utils.audio import AudioProcessor
 
-from apnet2_tts_plugin import pairing
-from apnet2_tts_plugin.config import Apnet2AudioConfig, Apnet2Config
-from apnet2_tts_plugin.pairing import Bands, PairingError
-from apnet2_tts_plugin.plan import LINEAR, MEL, Verdict
+from apnet2_tts_plugin.config import Apnet2Config
+from apnet2_tts_plugin.errors import PairingError
+from apnet2_tts_plugin.pairing import convert
+from apnet2_tts_plugin.pairing.convert import Pairing, pair_configs
+from apnet2_tts_plugin.pairing.plan import LINEAR, Verdict
 
-AUDIO = Apnet2AudioConfig()
 VOCODER = Apnet2Config()
 PLAIN = dict(log_func="np.log", spec_gain=1, signal_norm=False)
 
@@ -29,22 +29,28 @@ def speechlike() -> np.ndarray:
     return (0.1 * sound + 0.001 * generator.normal(size=22050)).astype(np.float32)
 
 
-def mel_by_hand(waveform: np.ndarray, sample_rate: int = 22050) -> np.ndarray:
+def mel_by_hand(waveform: np.ndarray) -> np.ndarray:
     """Our natural-log mel (80, T), computed with librosa alone."""
     magnitude = np.abs(librosa.stft(waveform, n_fft=1024, hop_length=256, win_length=1024, pad_mode="reflect"))
-    basis = librosa.filters.mel(sr=sample_rate, n_fft=1024, n_mels=80, fmin=0, fmax=8000)
+    basis = librosa.filters.mel(sr=22050, n_fft=1024, n_mels=80, fmin=0, fmax=8000)
     return np.log(np.maximum(basis @ magnitude, 1e-5))
 
 
-def paired(settings: dict, model: str = "glow_tts") -> pairing.Pairing:
+def paired(settings: dict, model: str = "glow_tts") -> Pairing:
     """A model with these audio settings and the vocoder."""
     audio = BaseAudioConfig(**settings)
-    return pairing.pair_configs(SimpleNamespace(model=model, audio=audio), AudioProcessor(audio), VOCODER)
+    return pair_configs(SimpleNamespace(model=model, audio=audio), AudioProcessor(audio), VOCODER)
 
 
-def waveform_model(**audio) -> pairing.Pairing:
+def converted(pair: Pairing, waveform: np.ndarray) -> np.ndarray:
+    """Our mel (80, T) of the model's own analysis of a waveform."""
+    analyse = pair.ap.spectrogram if pair.plan.output == LINEAR else pair.ap.melspectrogram
+    return pair.vocoder_input(analyse(waveform).T)[0].numpy()
+
+
+def waveform_model(**audio) -> Pairing:
     """A model that makes waveforms and the vocoder."""
-    return pairing.pair_configs(SimpleNamespace(model="xtts", audio=audio), None, VOCODER)
+    return pair_configs(SimpleNamespace(model="xtts", audio=audio), None, VOCODER)
 
 
 def random_settings(seed: int) -> dict:
@@ -68,36 +74,27 @@ def random_settings(seed: int) -> dict:
 @pytest.mark.parametrize("seed", range(24))
 def test_scale_is_undone_exactly(seed, speechlike):
     pair = paired({"mel_fmax": 8000.0, **random_settings(seed)})
-    mel = pair.ap.melspectrogram(speechlike)
-    converted = pair.vocoder_input(mel.T)
+    mel, expected = converted(pair, speechlike), mel_by_hand(speechlike)
     assert pair.plan.verdict in (Verdict.SAME, Verdict.EXACT)
-    assert converted.dtype == torch.float32 and converted.shape == (1, 80, mel.shape[1])
-    assert np.abs(converted[0].numpy() - mel_by_hand(speechlike)).max() < 1e-4, pair.plan
+    assert mel.dtype == np.float32 and mel.shape == expected.shape
+    assert np.abs(mel - expected).max() < 1e-4, pair.plan
 
 
 def test_statistics_are_undone_exactly(speechlike, tmp_path):
     """Mean and variance of each band, in a file as coqui's `compute_statistics` writes it."""
-    plain = BaseAudioConfig(mel_fmax=8000.0)
     generator = np.random.default_rng(0)
-    moments = {
-        f"{kind}_{name}": generator.uniform(1, 2, size)
-        for kind, size in (("mel", 80), ("linear", 513))
-        for name in ("mean", "std")
-    }
-    skipped = ("stats_path", "griffin_lim_iters", "do_trim_silence", "ref_level_db", "power")
-    known = {key: value for key, value in vars(AudioProcessor(plain)).items() if key in plain and key not in skipped}
-    np.save(tmp_path / "stats.npy", {**moments, "audio_config": known}, allow_pickle=True)
+    sizes = {"mel_mean": 80, "mel_std": 80, "linear_mean": 513, "linear_std": 513}
+    moments = {name: generator.uniform(1, 2, size) for name, size in sizes.items()}
+    np.save(tmp_path / "stats.npy", {**moments, "audio_config": {"num_mels": 80}})
     pair = paired({"mel_fmax": 8000.0, "stats_path": str(tmp_path / "stats.npy")})
-    converted = pair.vocoder_input(pair.ap.melspectrogram(speechlike).T)[0].numpy()
     assert [item.name for item in pair.plan.with_verdict(Verdict.EXACT)] == ["log_func", "spec_gain", "stats_path"]
-    assert np.abs(converted - mel_by_hand(speechlike)).max() < 1e-4
+    assert np.abs(converted(pair, speechlike) - mel_by_hand(speechlike)).max() < 1e-4
 
 
 def test_clipped_scale_keeps_what_was_not_clipped(speechlike):
     pair = paired({"mel_fmax": 8000.0})
-    converted = pair.vocoder_input(pair.ap.melspectrogram(speechlike).T)[0].numpy()
     floor = -80 * np.log(10) / 20  # -100 + 20 dB
-    assert np.abs(converted - np.maximum(mel_by_hand(speechlike), floor)).max() < 1e-4
+    assert np.abs(converted(pair, speechlike) - np.maximum(mel_by_hand(speechlike), floor)).max() < 1e-4
     assert any("below -80 dB or above 20 dB" in item.remark for item in pair.plan.items)
 
 
@@ -105,29 +102,24 @@ def test_clipped_scale_keeps_what_was_not_clipped(speechlike):
 def test_linear_spectrogram_is_filtered_exactly(has_log, speechlike):
     """Tacotron ends in a linear spectrogram."""
     pair = paired({"do_amp_to_db_linear": has_log, "signal_norm": has_log, "clip_norm": False}, "tacotron")
-    converted = pair.vocoder_input(pair.ap.spectrogram(speechlike).T)[0].numpy()
     assert pair.plan.output == LINEAR and pair.plan.verdict == Verdict.EXACT
-    assert np.abs(converted - mel_by_hand(speechlike)).max() < 2e-4
+    assert np.abs(converted(pair, speechlike) - mel_by_hand(speechlike)).max() < 2e-4
 
 
 def test_full_band_mel_comes_closer(speechlike):
     """coqui's default bands go up to half the sample rate, ours to 8 kHz."""
-    pair = paired(PLAIN)
-    mel = pair.ap.melspectrogram(speechlike)
-    expected = mel_by_hand(speechlike)
-    as_it_is = np.abs(mel - expected).mean()
-    converted = np.abs(pair.vocoder_input(mel.T)[0].numpy() - expected).mean()
-    assert converted < as_it_is / 3
+    pair, expected = paired(PLAIN), mel_by_hand(speechlike)
+    as_it_is = np.abs(pair.ap.melspectrogram(speechlike) - expected).mean()
+    assert np.abs(converted(pair, speechlike) - expected).mean() < as_it_is / 3
 
 
 @pytest.mark.parametrize("model", ["glow_tts", "tacotron"])
 def test_preemphasis_is_divided_out(model, speechlike):
-    pair = paired({**PLAIN, "do_amp_to_db_linear": True, "mel_fmax": 8000.0, "preemphasis": 0.97}, model)
-    analyse = pair.ap.melspectrogram if model == "glow_tts" else pair.ap.spectrogram
-    loud = mel_by_hand(speechlike) > np.log(0.01)
-    difference = (pair.vocoder_input(analyse(speechlike).T)[0].numpy() - mel_by_hand(speechlike))[loud]
-    left = paired({**PLAIN, "mel_fmax": 8000.0}).vocoder_input(pair.ap.melspectrogram(speechlike).T)[0].numpy()
-    assert np.abs(difference).mean() < 0.1 < 1 < np.abs(left - mel_by_hand(speechlike))[loud].mean()
+    plain, expected = {**PLAIN, "mel_fmax": 8000.0}, mel_by_hand(speechlike)
+    pair = paired({**plain, "preemphasis": 0.97}, model)
+    left = paired(plain).vocoder_input(pair.ap.melspectrogram(speechlike).T)[0].numpy()
+    errors = [np.abs(mel - expected)[expected > np.log(0.01)].mean() for mel in (converted(pair, speechlike), left)]
+    assert errors[0] < 0.1 and errors[1] > 1
 
 
 @pytest.mark.parametrize(
@@ -143,25 +135,24 @@ def test_another_analysis(analysis, speechlike):
     """Bands, FFT size, window, sample rate and hop differ: level and timing must still agree."""
     waveform = librosa.resample(speechlike, orig_sr=22050, target_sr=analysis["sample_rate"])
     pair = paired({**analysis, "mel_fmin": 50.0, "mel_fmax": 7600.0, **PLAIN})
-    converted = pair.vocoder_input(pair.ap.melspectrogram(waveform).T)[0].numpy()
-    expected = mel_by_hand(speechlike)
-    assert abs(converted.shape[1] - expected.shape[1]) <= 1
-    frames = min(converted.shape[1], expected.shape[1])
+    mel, expected = converted(pair, waveform), mel_by_hand(speechlike)
+    assert abs(mel.shape[1] - expected.shape[1]) <= 1
+    frames = min(mel.shape[1], expected.shape[1])
     loud = expected[:, :frames] > np.log(0.01)  # harmonics, and in the bands that both sides have
     loud[:2] = loud[-2:] = False
-    difference = (converted[:, :frames] - expected[:, :frames])[loud]
+    difference = (mel[:, :frames] - expected[:, :frames])[loud]
     assert abs(np.median(difference)) < 0.1
     assert np.abs(difference).mean() < 0.3
 
 
 def test_equal_bands_are_not_touched():
     log_mel = np.random.default_rng(0).normal(size=(80, 7))
-    assert np.array_equal(Bands(AudioProcessor(Apnet2AudioConfig()), AUDIO, MEL)(log_mel), log_mel)
+    assert np.array_equal(convert.BandProjection(AudioProcessor(VOCODER.audio), VOCODER.audio)(log_mel), log_mel)
 
 
-def test_frequency_step():
-    assert np.array_equal(pairing.frequency_step(22050, 1024, 22050, 1024), np.eye(513))
-    step = pairing.frequency_step(16000, 1024, 22050, 1024)
+def test_frequency_interpolation():
+    assert np.array_equal(convert.frequency_interpolation(22050, 1024, 22050, 1024), np.eye(513))
+    step = convert.frequency_interpolation(16000, 1024, 22050, 1024)
     ramp = np.arange(513) * 16000 / 1024  # a spectrum whose value is its frequency
     frequency = np.arange(513) * 22050 / 1024
     assert np.allclose(step @ ramp, np.where(frequency <= 8000, frequency, 0))
@@ -170,7 +161,7 @@ def test_frequency_step():
 @pytest.mark.parametrize("ratio", [0.5, 0.8, 1.0, 1.37, 2.0])
 def test_frame_rate(ratio):
     ramp = np.arange(21.0)[None]
-    changed = pairing.change_frame_rate(ramp, ratio)
+    changed = convert.change_frame_rate(ramp, ratio)
     assert changed.shape[1] == round(20 * ratio) + 1
     assert np.allclose(changed[0], np.minimum(np.arange(changed.shape[1]) / ratio, 20))
 
@@ -206,7 +197,12 @@ def test_refused_shapes(shape):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_refused_values(value):
+    """Of the acoustic model, and of the vocoder: neither becomes sound."""
     mel = torch.zeros(5, 80)
     mel[2, 3] = value
-    with pytest.raises(PairingError, match="NaN or infinite"):
+    with pytest.raises(PairingError, match="glow_tts gave NaN or infinite values"):
         paired({}).vocoder_input(mel)
+    vocoder = torch.nn.Linear(1, 1)  # anything with parameters
+    vocoder.inference = lambda mel: torch.full((1, 1, 1024), value)
+    with pytest.raises(PairingError, match="the vocoder gave NaN or infinite samples"):
+        paired({}).vocode(torch.zeros(5, 80), vocoder)

@@ -1,57 +1,40 @@
 """Pairings inside coqui's Synthesizer: made once when a voice is loaded, apart for each call, gone after a failure."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tiny
 import torch
-from acoustic_models import build
-from test_speak import by_path, check_wav, tts, vocoder_by_path
-from vits_models import HOP, make_vits, make_vocoder, save_vits
+from acoustic_models import FRAMES_PER_TOKEN, build, save
+from command_line import HOP, RATE, SILENCE, by_path, check_wav, tts, tts_api, vocoder_by_path
+from vits_models import make_vits, make_vocoder, save_vits
 
-from apnet2_tts_plugin import store
-from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
+from apnet2_tts_plugin.errors import PairingError
 from apnet2_tts_plugin.model import Apnet2
 
 SENTENCES = ["one", "a longer one than that", "three words here", "hello there"]
-SILENCE = 10000
 
 
 @pytest.fixture(scope="module")
 def latent_vits(tmp_path_factory):
-    """Folder of a VITS that always says the same in the same words."""
-    model = make_vits()
-    model.config.model_args.inference_noise_scale = 0.0
-    return save_vits(model, tmp_path_factory.mktemp("vits") / "vits")
+    return save_vits(make_vits(), tmp_path_factory.mktemp("vits") / "vits")
 
 
 @pytest.fixture(scope="module")
 def latent_vocoder(tmp_path_factory):
-    """Folder of a vocoder that speaks that one's latents."""
-    model = make_vocoder()
-    folder = tmp_path_factory.mktemp("vocoder") / "latent"
-    folder.mkdir()
-    torch.save({"model": model.state_dict(), "config": model.config.to_dict()}, folder / "model_file.pth")
-    model.config.save_json(folder / "config.json")
-    return folder
-
-
-def load(acoustic, vocoder):
-    from TTS.api import TTS
-
-    weights, config = store.weights_file(vocoder), vocoder / "config.json"
-    paths = {"model_path": acoustic / "model_file.pth", "config_path": acoustic / "config.json"}
-    return TTS(**paths, vocoder_path=weights, vocoder_config_path=config)
+    """Folder of a vocoder of that one's latents."""
+    vocoder = make_vocoder()
+    return save(vocoder, vocoder.config, tmp_path_factory.mktemp("latent") / "vocoder")
 
 
 @pytest.fixture(params=["mel", "latent"])
 def voice(request, glow_tts, installed_vocoder, latent_vits, latent_vocoder):
     """An acoustic model and a vocoder that always say the same in the same words."""
     if request.param == "latent":
-        return load(latent_vits, latent_vocoder)
-    api = load(glow_tts, installed_vocoder)
-    api.synthesizer.tts_model.inference_noise_scale = 0.0
-    return api
+        return tts_api(latent_vits, vocoder_path=latent_vocoder)
+    return tts_api(glow_tts, vocoder_path=installed_vocoder)
 
 
 def state(api) -> list:
@@ -68,27 +51,26 @@ def state(api) -> list:
 def test_threads_do_not_mix_their_sentences(voice):
     expected = {sentence: np.array(voice.tts(sentence)) for sentence in SENTENCES}
     assert len({len(wav) for wav in expected.values()}) == len(SENTENCES)
-    results, barrier = {}, threading.Barrier(len(SENTENCES))
+    barrier = threading.Barrier(len(SENTENCES))
 
     def speak(sentence):
         barrier.wait()
-        results[sentence] = [np.array(voice.tts(sentence)) for _ in range(3)]
+        return [np.array(voice.tts(sentence)) for _ in range(3)]
 
-    threads = [threading.Thread(target=speak, args=(sentence,)) for sentence in SENTENCES]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for sentence, wavs in results.items():
-        assert all(np.array_equal(wav, expected[sentence]) for wav in wavs), sentence
-    assert len(results) == len(SENTENCES)
+    with ThreadPoolExecutor(len(SENTENCES)) as pool:
+        for sentence, wavs in zip(SENTENCES, pool.map(speak, SENTENCES), strict=True):
+            assert all(np.array_equal(wav, expected[sentence]) for wav in wavs), sentence
 
 
-def test_failure_leaves_nothing_behind(voice, monkeypatch):
+@pytest.mark.parametrize(
+    ("answer", "error"), [(1, ZeroDivisionError), (float("nan"), PairingError), (float("-inf"), PairingError)]
+)
+def test_failure_leaves_nothing_behind(answer, error, voice, monkeypatch):
+    """Also if the vocoder's answer is no sound, which stock would write to a file."""
     expected, before = voice.tts("hello"), state(voice)
     with monkeypatch.context() as patch:
-        patch.setattr(Apnet2, "inference", lambda *args: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        patch.setattr(Apnet2, "inference", lambda *args: 1 / 0 if answer == 1 else torch.full((1, 1, HOP), answer))
+        with pytest.raises(error):
             voice.tts("hello")
     assert state(voice) == before
     assert voice.tts("hello") == expected
@@ -113,32 +95,24 @@ def test_without_vocoder_again(voice):
     assert len(wav) > SILENCE and np.abs(wav).max() > 0
 
 
-def test_latent_is_spoken_by_the_command(latent_vits, latent_vocoder, tmp_path, monkeypatch):
+def test_latent_is_vocoded_by_the_command(latent_vits, latent_vocoder, tmp_path, monkeypatch):
     """The VITS's own decoder is not run, and each of its frames becomes one hop."""
-    out = tmp_path / "out.wav"
-    own = []
     from TTS.vocoder.models.hifigan_generator import HifiganGenerator
 
-    monkeypatch.setattr(HifiganGenerator, "forward", lambda *args, **kwargs: own.append(args))
+    out = tmp_path / "out.wav"
+    monkeypatch.delattr(HifiganGenerator, "forward")
     paths = *by_path(latent_vits), *vocoder_by_path(latent_vocoder)
     assert tts("--text", "hello there", *paths, "--out_path", out) == 0
-    check_wav(out, 4 * (2 * len("hello there") + 1) * HOP)
-    assert not own
+    check_wav(out, FRAMES_PER_TOKEN * (2 * len("hello there") + 1) * HOP)
 
 
-def test_latent_is_refused_where_there_is_none(glow_tts, latent_vocoder, tmp_path):
+def test_latent_is_refused_where_there_is_none(glow_tts, latent_vits, latent_vocoder, tmp_path):
     out = tmp_path / "out.wav"
     line = tts("--text", "hello", *by_path(glow_tts), *vocoder_by_path(latent_vocoder), "--out_path", out)
     assert "glow_tts cannot be followed" in line and "latent of a VITS" in line and "\n" not in line
     assert not out.exists()
-
-
-def test_mismatched_latent_is_named(latent_vits, tmp_path):
-    sizes = PredictorConfig(channels=8, hidden_channels=8, blocks=1)
-    model = Apnet2(Apnet2Config(amplitude=sizes, phase=sizes, input="latent", latent_channels=192))
-    torch.save({"model": model.state_dict()}, tmp_path / "model_file.pth")
-    model.config.save_json(tmp_path / "config.json")
-    line = tts("--text", "hello", *by_path(latent_vits), *vocoder_by_path(tmp_path))
+    wide = tiny.model(input_features="latent", latent_channels=192)
+    line = tts("--text", "hello", *by_path(latent_vits), *vocoder_by_path(save(wide, wide.config, tmp_path / "wide")))
     assert "latent_channels: 192, expected the 32" in line
 
 
@@ -151,29 +125,20 @@ def test_strict(glow_tts, vocoder, tmp_path, monkeypatch):
     assert tts("--text", "hello", *by_path(exact), *vocoder_by_path(vocoder), "--out_path", out) == 0
 
 
-def test_plan_is_printed(glow_tts, vocoder, tmp_path, capsys):
-    out = tmp_path / "out.wav"
-    assert tts("--text", "one. two.", *by_path(glow_tts), *vocoder_by_path(vocoder), "--out_path", out) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "APNet2 speaks" in line]
-    assert len(lines) == 1 and "approximately (mel_fmax)" in lines[0]
-
-
-def test_plan_is_not_in_a_pipe(glow_tts, vocoder, tmp_path, capfdbinary):
-    out = tmp_path / "out.wav"
-    paths = *by_path(glow_tts), *vocoder_by_path(vocoder), "--out_path", out
-    assert tts("--text", "one", "--pipe_out", *paths) == 0
-    out = capfdbinary.readouterr().out
-    assert b"RIFF" in out and b"APNet2 speaks" not in out
+@pytest.mark.parametrize("pipe", [(), ("--pipe_out",)])
+def test_plan_is_printed_unless_the_sound_is(pipe, glow_tts, vocoder, tmp_path, capfdbinary):
+    paths = *by_path(glow_tts), *vocoder_by_path(vocoder), "--out_path", tmp_path / "out.wav"
+    assert tts("--text", "one. two.", *paths, *pipe) == 0
+    printed = capfdbinary.readouterr().out
+    assert (b"RIFF" in printed) == bool(pipe)
+    lines = [line for line in printed.splitlines() if b"APNet2 vocodes" in line]
+    assert not lines if pipe else len(lines) == 1 and b"approximately (mel_fmax)" in lines[0]
 
 
 def test_seconds_are_those_of_the_sound(vocoder, tmp_path):
     """Start and end of sentences, where the vocoder's sample rate is half of the acoustic model's."""
-    api = load(build("glow_tts", tmp_path / "glow", sample_rate=44100), vocoder)
+    api = tts_api(build("glow_tts", tmp_path / "glow", sample_rate=44100), vocoder_path=vocoder)
     speech = api.synthesizer.tts("one two. three.", return_dict=True)
-    assert sum(end - start for start, end in ends(speech)) == pytest.approx((len(speech["wav"]) - 2 * SILENCE) / 22050)
-    (_, first_end), (second_start, _) = ends(speech)
-    assert second_start - first_end == pytest.approx(SILENCE / 22050)
-
-
-def ends(speech: dict) -> list[tuple[float, float]]:
-    return [(segment["start"], segment["end"]) for segment in speech["segments"]]
+    (start, end), (second_start, second_end) = ((part["start"], part["end"]) for part in speech["segments"])
+    assert end - start + second_end - second_start == pytest.approx((len(speech["wav"]) - 2 * SILENCE) / RATE)
+    assert second_start - end == pytest.approx(SILENCE / RATE)

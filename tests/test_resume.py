@@ -14,12 +14,13 @@ import pytest
 import torch
 import trainer.io
 import trainer.trainer
-from small_run import fit, in_child, make_corpus, make_trainer, small_config
+from small_run import change_config, fit, in_child, make_corpus, make_trainer, small_config, watch
+from torch.utils._pytree import tree_flatten
 
-from apnet2_tts_plugin import run as run_module
-from apnet2_tts_plugin.checkpoints import CheckpointError
-from apnet2_tts_plugin.config import ConfigError
-from apnet2_tts_plugin.run import newest_checkpoint, numbered_files, rng_states, set_rng_states
+from apnet2_tts_plugin.errors import CheckpointError, ConfigError
+from apnet2_tts_plugin.model import Apnet2
+from apnet2_tts_plugin.training import session
+from apnet2_tts_plugin.training.state import newest_checkpoint, numbered_files
 
 EPOCHS, STEPS_PER_EPOCH = 3, 3
 N_STEPS = EPOCHS * STEPS_PER_EPOCH
@@ -36,29 +37,23 @@ def resumable_config(corpus, out, **settings):
     return small_config(corpus, out, **defaults | settings)
 
 
-def start(corpus, out, diary: Path, kill_after=0, kill_in_save=0, wait_after=None, workers=0):
-    """Start a run, or go on with the one in `out`, in a child; `diary` gets a line for each step.
+def start(corpus, folder: Path, kill_after=0, kill_in_save=0, wait_after=None, workers=0):
+    """Start a run, or go on with the one that is there, in a child; `diary` gets a line for each step it begins.
 
     The child kills itself after `kill_after` steps, or when half of its save number `kill_in_save` is written; after
     `wait_after` steps it waits for a signal.
     """
-    config = resumable_config(corpus, out, num_loader_workers=workers)
-    folders = sorted(path for path in out.glob("*") if numbered_files(path, "checkpoint"))
-    args = {"continue_path": str(folders[0])} if folders else {}
+    config = resumable_config(corpus, folder / "out", num_loader_workers=workers)
+    runs = sorted(path.parent for path in folder.glob("out/*/checkpoint_*.pth"))
+    args = {"continue_path": str(runs[0])} if runs else {}
     saves = 0
-
-    def write(trainer_):
-        drawn = (random.random(), float(np.random.rand()), float(torch.rand(())))
-        lr = trainer_.optimizer[0].param_groups[0]["lr"]
-        with diary.open("a") as file:
-            print(json.dumps([trainer_.total_steps_done, lr, *drawn]), file=file, flush=True)
 
     def kill(trainer_):
         if trainer_.total_steps_done == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
         if trainer_.total_steps_done == wait_after:
             deadline = time.monotonic() + 60
-            while trainer_.model.run.signal is None and time.monotonic() < deadline:
+            while trainer_.model.session.signals.received is None and time.monotonic() < deadline:
                 time.sleep(0.01)
 
     def save_half(state, path, **kwargs):
@@ -71,99 +66,83 @@ def start(corpus, out, diary: Path, kill_after=0, kill_in_save=0, wait_after=Non
 
     def main():
         trainer.io.save_fsspec = save_half
-        training = make_trainer(config, callbacks={"on_train_step_start": write, "on_train_step_end": kill}, **args)
-        optimize = training.model.optimize
+        training = make_trainer(config, callbacks={"on_train_step_end": kill}, **args)
 
-        def note_batch(batch, trainer_):
-            with diary.with_suffix(".batches").open("a") as file:
+        def note_batch(batch):
+            if training.model.training:
+                drawn = (random.random(), float(np.random.rand()), float(torch.rand(())))
                 names = [Path(path).name for path in batch["path"]]
-                sums = [round(float(x), 6) for x in batch["waveform"].square().sum(dim=1)]
-                print(json.dumps([trainer_.total_steps_done, names, sums]), file=file, flush=True)
-            return optimize(batch, trainer_)
+                sums = batch["waveform"].square().sum(dim=1).tolist()
+                line = [training.total_steps_done, training.optimizer[0].param_groups[0]["lr"], *drawn, *names, *sums]
+                with (folder / "diary").open("a") as file:
+                    print(json.dumps(line), file=file, flush=True)
+            return batch
 
-        training.model.optimize = note_batch
+        training.model.format_batch = note_batch
         training.fit()
 
+    (folder / "diary").touch()
     return in_child(main)
 
 
-def result(out: Path) -> dict:
-    """What the last checkpoint of a finished run holds."""
-    (folder,) = out.glob("*")
-    path, _ = newest_checkpoint(folder)
-    assert path.name == f"checkpoint_{N_STEPS}.pth"
-    return torch.load(path, weights_only=True)
+def exit_code(process) -> int:
+    process.join()
+    return process.exitcode
 
 
-def last_of_each_step(diary: Path) -> dict:
-    """Lines of a diary by step; a step that was made twice must have the same line."""
-    lines = {}
-    for line in map(json.loads, diary.read_text().splitlines()):
-        assert lines.setdefault(line[0], line) == line
-    return lines
+def steps_begun(folder: Path) -> list[list]:
+    return [json.loads(line) for line in (folder / "diary").read_text().splitlines()]
 
 
-def assert_equal(a, b, where=""):
+def assert_equal(a, b) -> None:
     """Bitwise equality of nested containers."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}.{i}")
-    else:
-        assert a == b or a != a, where
+    (leaves, structure), (others, other_structure) = tree_flatten(a), tree_flatten(b)
+    assert structure == other_structure
+    for x, y in zip(leaves, others, strict=True):
+        assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y or x != x
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    process = start(corpus, folder / "out", folder / "diary")
-    process.join()
-    assert process.exitcode == 0
+    assert exit_code(start(corpus, folder)) == 0
     return folder
 
 
-def compare(folder: Path, uninterrupted: Path):
-    expected, found = result(uninterrupted / "out"), result(folder / "out")
-    for key in ("model", "optimizer", "scheduler", "step", "epoch", "model_loss"):
-        assert_equal(expected[key], found[key], key)
-    timeless = [
-        {name: value for name, value in content["run"]["averages"].items() if not name.endswith("_time")}
-        for content in (expected, found)
-    ]
-    assert timeless[0] == pytest.approx(timeless[1], rel=1e-12)
-    for name in ("diary", "diary.batches"):
-        assert last_of_each_step(folder / name) == last_of_each_step(uninterrupted / name)
-    best = [torch.load(next((f / "out").glob("*/best_model.pth")), weights_only=True) for f in (folder, uninterrupted)]
-    assert_equal(best[0]["model"], best[1]["model"])
-    assert best[0]["model_loss"] == best[1]["model_loss"]
+def outcome(folder: Path) -> tuple[dict, list]:
+    """What a finished run leaves: its averages, and all that is to be the same to the last bit."""
+    (run,) = folder.glob("out/*")
+    last = torch.load(run / f"checkpoint_{N_STEPS}.pth", weights_only=True)
+    best = torch.load(run / "best_model.pth", weights_only=True)
+    averages = {name: value for name, value in last["run"]["averages"].items() if not name.endswith("_time")}
+    states = [last[name] for name in ("model", "optimizer", "scheduler", "step", "epoch", "model_loss")]
+    return averages, [*states, best["model"], best["model_loss"]]
+
+
+def compare(folder: Path, uninterrupted: Path) -> None:
+    """The run in `folder` ended as the one that was never interrupted, and began each of its steps as that one did."""
+    (averages, state), (expected_averages, expected_state) = outcome(folder), outcome(uninterrupted)
+    assert averages == pytest.approx(expected_averages, rel=1e-12)
+    assert_equal(state, expected_state)
+    expected = {step: line for step, *line in steps_begun(uninterrupted)}
+    assert len(expected) == N_STEPS and {step for step, *_ in steps_begun(folder)} == set(expected)
+    assert all(line == expected[step] for step, *line in steps_begun(folder))
 
 
 def test_killed_after_steps_and_in_saves(corpus, uninterrupted, tmp_path):
     """Within an epoch, at its end, in the middle of writing a checkpoint and of writing the best model."""
     for kill in ({"kill_after": 1}, {"kill_after": 3}, {"kill_in_save": 1}, {"kill_in_save": 2}):
-        process = start(corpus, tmp_path / "out", tmp_path / "diary", **kill)
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, kill
+        assert exit_code(start(corpus, tmp_path, **kill)) == -signal.SIGKILL, kill
     assert list(tmp_path.glob("out/*/.*.tmp"))  # the last kill left half a file
-    process = start(corpus, tmp_path / "out", tmp_path / "diary")
-    process.join()
-    assert process.exitcode == 0
+    assert exit_code(start(corpus, tmp_path)) == 0
     assert not list(tmp_path.glob("out/*/.*.tmp"))
     compare(tmp_path, uninterrupted)
 
 
-def wait_for_steps(process, diary: Path, n_steps: int) -> None:
+def wait_for_steps(process, folder: Path, n_steps: int) -> None:
     """Wait until a run has begun `n_steps` more steps, or is over."""
-    diary.touch()
-    goal = len(diary.read_text().splitlines()) + n_steps
-    while len(diary.read_text().splitlines()) < goal and process.is_alive():
+    goal = len(steps_begun(folder)) + n_steps
+    while len(steps_begun(folder)) < goal and process.is_alive():
         time.sleep(0.01)
 
 
@@ -171,8 +150,8 @@ def wait_for_steps(process, diary: Path, n_steps: int) -> None:
 def test_killed_at_random_moments(corpus, uninterrupted, tmp_path):
     chance = random.Random(7)
     while True:
-        process = start(corpus, tmp_path / "out", tmp_path / "diary")
-        wait_for_steps(process, tmp_path / "diary", chance.randint(3, 6))
+        process = start(corpus, tmp_path)
+        wait_for_steps(process, tmp_path, chance.randint(3, 6))
         process.join(chance.uniform(0, 0.5))
         if process.exitcode is not None:
             break
@@ -182,55 +161,61 @@ def test_killed_at_random_moments(corpus, uninterrupted, tmp_path):
     compare(tmp_path, uninterrupted)
 
 
-@pytest.mark.slow
-def test_the_same_batches_with_workers(corpus, uninterrupted, tmp_path):
-    start(corpus, tmp_path / "out", tmp_path / "diary", kill_after=4, workers=2).join()
-    process = start(corpus, tmp_path / "out", tmp_path / "diary", workers=2)
-    process.join()
-    assert process.exitcode == 0
-    batches = last_of_each_step(tmp_path / "diary.batches")
-    assert batches == last_of_each_step(uninterrupted / "diary.batches")
-
-
 @pytest.mark.parametrize(
     ("number", "workers"), [pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow), (signal.SIGINT, 2)]
 )
 def test_signals_save_after_the_step(corpus, uninterrupted, tmp_path, number, workers):
     """To the whole group of processes, as terminals and clusters send them."""
-    diary = tmp_path / "diary"
-    process = start(corpus, tmp_path / "out", diary, workers=workers, wait_after=4)
-    wait_for_steps(process, diary, 4)
+    process = start(corpus, tmp_path, workers=workers, wait_after=4)
+    wait_for_steps(process, tmp_path, 4)
     os.killpg(process.pid, number)
-    process.join()
-    assert process.exitcode == 130
-    (folder,) = (tmp_path / "out").glob("*")
-    steps = len(diary.read_text().splitlines())
-    assert newest_checkpoint(folder)[0].name in {f"checkpoint_{n}.pth" for n in (steps, steps - 1)}
-    process = start(corpus, tmp_path / "out", diary)
-    process.join()
-    assert process.exitcode == 0
+    assert exit_code(process) == 130
+    (run,) = tmp_path.glob("out/*")
+    steps = len(steps_begun(tmp_path))
+    assert newest_checkpoint(run).name in {f"checkpoint_{n}.pth" for n in (steps, steps - 1)}
+    assert exit_code(start(corpus, tmp_path, workers=workers)) == 0
     compare(tmp_path, uninterrupted)
 
 
-def test_damaged_newest_files_are_left_out(corpus, tmp_path, caplog):
-    folder = Path(fit(resumable_config(corpus, tmp_path, epochs=2)).output_path)
-    newest, older, *_ = sorted(
-        [*numbered_files(folder, "checkpoint"), *numbered_files(folder, "best_model")],
-        key=lambda path: int(path.stem.rpartition("_")[2]),
-        reverse=True,
-    )
-    content = bytearray(newest.read_bytes())
-    newest.write_bytes(content[: len(content) // 2])
-    (folder / "checkpoint_99.pth").write_bytes(b"")
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    """The folder of a run of one epoch, which is to make another one."""
+    folder = Path(fit(resumable_config(corpus, tmp_path_factory.mktemp("finished"), epochs=1)).output_path)
+    change_config(folder, epochs=2)
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """Its copy, to go on with."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def go_on(corpus, folder: Path):
+    """Go on with the run in `folder`, with the configuration that is there."""
+    training = fit(resumable_config(corpus, folder.parent), continue_path=str(folder))
+    assert training.total_steps_done == 6
+    return training
+
+
+def change_checkpoint(path: Path, change) -> None:
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+def test_damaged_newest_files_are_left_out(corpus, folder, caplog):
+    damaged = [folder / f"checkpoint_{n}.pth" for n in (3, 98, 99)]
+    content = bytearray(damaged[0].read_bytes())
+    damaged[0].write_bytes(content[: len(content) // 2])
+    damaged[1].write_bytes(b"")
     content[len(content) // 2] ^= 1
-    (folder / "checkpoint_98.pth").write_bytes(content)
-    with caplog.at_level(logging.WARNING, run_module.logger.name):
-        assert newest_checkpoint(folder)[0] == older
-    for name in (newest.name, "checkpoint_99.pth", "checkpoint_98.pth"):
-        assert any(name in message and "going back" in message for message in caplog.messages)
-        assert not (folder / name).exists() and (folder / f"{name}.damaged").exists()
-    resumed = fit(resumable_config(corpus, tmp_path), continue_path=str(folder))
-    assert resumed.total_steps_done == 6
+    damaged[2].write_bytes(content)
+    assert newest_checkpoint(folder).name == "best_model_3.pth"
+    for path in damaged:
+        assert any(path.name in message and "going back" in message for message in caplog.messages)
+        assert not path.exists() and path.with_suffix(".pth.damaged").exists()
+    go_on(corpus, folder)
 
 
 def test_a_folder_without_checkpoints_is_named(tmp_path):
@@ -239,37 +224,72 @@ def test_a_folder_without_checkpoints_is_named(tmp_path):
         newest_checkpoint(tmp_path)
 
 
-def test_a_worse_model_does_not_replace_the_best_one_after_a_resume(corpus, tmp_path):
-    folder = Path(fit(resumable_config(corpus, tmp_path, epochs=1)).output_path)
-    best = torch.load(folder / "best_model.pth", weights_only=True)
-    best["model_loss"]["eval_loss"] = 1e-9  # nothing beats it
-    torch.save(best, folder / "best_model.pth")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"epochs": 3}))
-    resumed = fit(resumable_config(corpus, tmp_path, epochs=3), continue_path=str(folder))
-    assert resumed.total_steps_done == 9
-    assert torch.load(folder / "best_model.pth", weights_only=True)["model_loss"]["eval_loss"] == 1e-9
+MISFIT = "its optimizers or schedules do not fit"
 
 
-@pytest.mark.slow
-def test_more_epochs_can_be_added(corpus, tmp_path):
-    folder = Path(fit(resumable_config(corpus, tmp_path, epochs=1)).output_path)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"epochs": 2}))
-    resumed = fit(resumable_config(corpus, tmp_path, epochs=2), continue_path=str(folder))
+@pytest.mark.parametrize(
+    ("settings", "change", "message"),
+    [
+        ({"mpd_channels": [4, 5]}, None, r"mpd\.parts\.0\S* is \(4,.*\), expected \(5,.*the run's config.json another"),
+        ({"optimizer": "Adam"}, None, "made with optimizer 'AdamW', expected 'Adam' as configured"),
+        (
+            {"lr_scheduler_gen": "StepLR", "lr_scheduler_gen_params": {"step_size": 1}},
+            None,
+            "made with lr_scheduler_gen 'ExponentialLR', expected 'StepLR' as configured",
+        ),
+        ({}, lambda content: content["model"].popitem(), r"the weights do not fit: mrd\.\S* is missing"),
+        ({}, lambda content: content.pop("optimizer"), MISFIT),
+        ({}, lambda content: content["optimizer"].pop(), MISFIT),
+        ({}, lambda content: content["optimizer"].reverse(), MISFIT),
+        ({}, lambda content: content["optimizer"][1].pop("state"), MISFIT),
+        ({}, lambda content: content["optimizer"][1]["state"][0].update(exp_avg=torch.zeros(3)), MISFIT),
+        ({}, lambda content: content["scheduler"].pop(), MISFIT),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_first_step(corpus, folder, settings, change, message):
+    change_config(folder, **settings)
+    if change:
+        change_checkpoint(folder / "checkpoint_3.pth", change)
+    config = resumable_config(corpus, folder)
+    model = Apnet2(config)
+    before = {name: tensor.clone() for name, tensor in model.generator.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message) as error:
+        make_trainer(config, model=model, continue_path=str(folder))
+    assert str(error.value).startswith(str(folder / "checkpoint_3.pth")) and "\n" not in str(error.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.generator.state_dict().items())
+
+
+def test_settings_without_effect_on_a_run_that_goes_on_are_named(corpus, folder, caplog):
+    change_config(folder, lr_gen=0.1, lr_scheduler_disc_params={"gamma": 0.5})
+    training = go_on(corpus, folder)
+    advice = "without effect on a run that goes on; --restore_path starts another one with it"
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == [
+        f"lr_scheduler_disc_params.gamma: 0.5 (it stays 0.999): {advice}",
+        f"lr_gen: 0.1 (it stays 0.0002): {advice}",
+    ]
+    assert [o.param_groups[0]["lr"] for o in training.optimizer] == pytest.approx([2e-4 * 0.999**2] * 2)
+
+
+@pytest.mark.parametrize(("target", "last"), [("loss_mel", 3), ("loss_real", 6)])
+def test_a_worse_model_does_not_replace_the_best_one_after_a_resume(corpus, folder, target, last):
+    """Unless it is the best one by another metric."""
+    change_checkpoint(folder / "checkpoint_3.pth", lambda content: content["model_loss"].update(eval_loss=1e-9))
+    change_config(folder, target_loss=target)
+    go_on(corpus, folder)
+    assert torch.load(folder / "best_model.pth", weights_only=True)["step"] == last
+
+
+def test_more_epochs_can_be_added(corpus, folder, tmp_path):
+    resumed = go_on(corpus, folder)
     straight = fit(resumable_config(corpus, tmp_path / "straight", epochs=2))
-    assert resumed.total_steps_done == straight.total_steps_done == 6
-    for name, tensor in straight.model.state_dict().items():
-        torch.testing.assert_close(resumed.model.state_dict()[name], tensor, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(resumed.model.state_dict(), straight.model.state_dict(), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("save_checkpoints", [True, False])
 def test_a_crash_before_the_first_save_keeps_the_logs(corpus, tmp_path, save_checkpoints):
-    def crash(_):
-        raise RuntimeError("on purpose")
-
     config = resumable_config(corpus, tmp_path, save_checkpoints=save_checkpoints)
-    training = make_trainer(config, callbacks={"on_train_step_start": crash})
+    training = make_trainer(config, callbacks={"on_train_step_start": lambda trainer_: 1 / 0})
     with pytest.raises(SystemExit):
         training.fit()
     folder = Path(training.output_path)
@@ -277,54 +297,22 @@ def test_a_crash_before_the_first_save_keeps_the_logs(corpus, tmp_path, save_che
     assert (folder / "checkpoint_0.pth").is_file() == save_checkpoints
 
 
-def test_only_the_last_checkpoints_are_kept(corpus, tmp_path):
-    folder = fit(resumable_config(corpus, tmp_path, save_step=1, save_n_checkpoints=2, epochs=2)).output_path
-    assert [path.name for path in numbered_files(folder, "checkpoint")] == ["checkpoint_6.pth", "checkpoint_5.pth"]
-    assert len(list(Path(folder).glob("best_model_*.pth"))) == 1
-    assert not [path for path in Path(folder).iterdir() if path.name.startswith(".")]
+@pytest.mark.parametrize(("kept", "left"), [(2, [3, 2]), (0, [3, 2, 1, 0]), (None, [3, 2, 1, 0])])
+def test_the_last_checkpoints_are_kept(corpus, tmp_path, kept, left):
+    folder = Path(fit(resumable_config(corpus, tmp_path, save_step=1, save_n_checkpoints=kept, epochs=1)).output_path)
+    assert [path.name for path in numbered_files(folder, "checkpoint")] == [f"checkpoint_{n}.pth" for n in left]
+    assert names(folder) == {*(f"checkpoint_{n}.pth" for n in left), "best_model.pth", "best_model_3.pth"}
 
 
-@pytest.mark.parametrize("kept", [0, None])
-def test_all_checkpoints_are_kept_on_request(corpus, tmp_path, kept):
-    folder = fit(resumable_config(corpus, tmp_path, save_step=1, save_n_checkpoints=kept, epochs=1)).output_path
-    assert len(numbered_files(folder, "checkpoint")) == 4
-
-
-def test_the_best_model_survives_damage_to_its_copy(corpus, tmp_path):
-    folder = Path(fit(resumable_config(corpus, tmp_path, epochs=1)).output_path)
-    (best,) = folder.glob("best_model_*.pth")
-    content = torch.load(best, weights_only=True)
-    content["model_loss"]["eval_loss"] = 1e-9
-    torch.save(content, best)
-    (folder / "best_model.pth").write_bytes(b"")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"epochs": 2}))
-    fit(resumable_config(corpus, tmp_path, epochs=2), continue_path=str(folder))
-    assert torch.load(best, weights_only=True)["model_loss"]["eval_loss"] == 1e-9
-
-
-def test_random_number_generators_are_put_back():
-    states = rng_states()
-    drawn = [random.random(), np.random.rand(), float(torch.rand(()))]
-    set_rng_states(states)
-    assert drawn == [random.random(), np.random.rand(), float(torch.rand(()))]
-
-
-def test_the_configuration_of_a_run_is_written_whole(corpus, tmp_path, monkeypatch):
-    folder = Path(fit(resumable_config(corpus, tmp_path, epochs=1)).output_path)
+def test_the_configuration_of_a_run_is_written_whole(corpus, folder, monkeypatch):
     before = (folder / "config.json").read_text()
-
-    def fail(*args, **kwargs):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "write_text", fail)
-    with pytest.raises(OSError, match="disk full"):
-        make_trainer(resumable_config(corpus, tmp_path), continue_path=str(folder))
+    monkeypatch.setattr(Path, "write_text", lambda *args, **kwargs: full_disk())
+    with pytest.raises(OSError, match="No space left"):
+        go_on(corpus, folder)
     assert (folder / "config.json").read_text() == before
     monkeypatch.undo()
-    (folder / "config.json").write_text(before.replace('"epochs": 1,', '"epochs": 2,'))
-    continued = make_trainer(resumable_config(corpus, tmp_path), continue_path=str(folder))
-    assert continued.config.epochs == json.loads((folder / "config.json").read_text())["epochs"] == 2
+    go_on(corpus, folder)
+    assert json.loads((folder / "config.json").read_text())["epochs"] == 2
 
 
 def full_disk():
@@ -367,17 +355,10 @@ def test_a_full_disk_does_not_end_the_run(corpus, tmp_path, monkeypatch, caplog,
         if trainer_.total_steps_done == 6:
             left.append(names(Path(trainer_.output_path)))
 
-    monkeypatch.setattr(run_module, "save_model", save_half)
+    monkeypatch.setattr(session, "save_model", save_half)
     training = make_trainer(config, callbacks={"on_train_step_start": look})
-    eval_step = training.model.eval_step
-
-    def improve(batch, criterion, optimizer_idx):
-        outputs, logged = eval_step(batch, criterion, optimizer_idx)
-        return outputs, logged and logged | {"loss_mel": 1 / training.total_steps_done}
-
-    training.model.eval_step = improve
-    with caplog.at_level(logging.ERROR, run_module.logger.name):
-        training.fit()
+    watch(training.model, "eval_step", lambda: {"loss_mel": 1 / training.total_steps_done})
+    training.fit()
     folder = Path(training.output_path)
     assert left == [{"checkpoint_0.pth", "checkpoint_3.pth", "best_model_3.pth", "best_model.pth"}]
     assert names(folder) == {"checkpoint_3.pth", "checkpoint_9.pth", "best_model_9.pth", "best_model.pth"}
@@ -392,11 +373,11 @@ def test_a_checkpoint_that_was_not_written_is_tried_again(corpus, tmp_path, monk
     """By the save that a signal asks for, after the same step."""
     training = make_trainer(resumable_config(corpus, tmp_path))
     training.total_steps_done = 1
-    write = run_module.save_model
-    monkeypatch.setattr(run_module, "save_model", lambda *args, **kwargs: full_disk())
+    write = session.save_model
+    monkeypatch.setattr(session, "save_model", lambda *args, **kwargs: full_disk())
     training.save_checkpoint()
     assert names(Path(training.output_path)) == {"checkpoint_0.pth"}
-    monkeypatch.setattr(run_module, "save_model", write)
+    monkeypatch.setattr(session, "save_model", write)
     training.save_checkpoint()
     assert names(Path(training.output_path)) == {"checkpoint_0.pth", "checkpoint_1.pth"}
 
@@ -405,39 +386,17 @@ def test_a_best_model_without_room_for_its_copy(corpus, tmp_path, monkeypatch, c
     training = make_trainer(resumable_config(corpus, tmp_path, epochs=1))
     folder = Path(training.output_path)
     monkeypatch.setattr(shutil, "copyfile", lambda *paths: full_disk())
-    with caplog.at_level(logging.ERROR, run_module.logger.name):
-        training.fit()
+    training.fit()
     assert names(folder) >= {"best_model_3.pth", "checkpoint_3.pth"} and "best_model.pth" not in names(folder)
     assert f"Not saved: {folder / 'best_model.pth'} ([Errno 28] No space left on device)" in caplog.text
 
 
-@pytest.fixture
-def same_minute(monkeypatch):
-    """The clock stands still: runs of one name get one folder."""
+def test_a_second_run_of_the_same_minute_is_refused(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.trainer, "get_experiment_folder_path", lambda root, name: Path(root, name))
-
-
-def test_a_second_run_of_the_same_minute_is_refused(corpus, tmp_path, same_minute):
-    config = resumable_config(corpus, tmp_path)
-    folder = Path(make_trainer(config).output_path)
-    before, settings = (folder / "checkpoint_0.pth").read_bytes(), (folder / "config.json").read_bytes()
+    folder = Path(make_trainer(resumable_config(corpus, tmp_path)).output_path)
+    before = {path: path.read_bytes() for path in (folder / "checkpoint_0.pth", folder / "config.json")}
     with pytest.raises(ConfigError, match=r"run_name: 'test', expected another .* start again in a minute") as error:
         make_trainer(resumable_config(corpus, tmp_path, batch_size=3))
-    assert (folder / "config.json").read_bytes() == settings
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
-    assert names(folder) == {"checkpoint_0.pth"} and (folder / "checkpoint_0.pth").read_bytes() == before
-
-
-def test_a_second_run_of_the_same_second_is_refused(corpus, tmp_path, same_minute, monkeypatch):
-    """While the first one still writes its first checkpoint."""
-    config = resumable_config(corpus, tmp_path)
-
-    def start_another(*args, **kwargs):
-        monkeypatch.undo()
-        monkeypatch.setattr(trainer.trainer, "get_experiment_folder_path", lambda root, name: Path(root, name))
-        with pytest.raises(ConfigError, match="start again in a minute"):
-            make_trainer(config)
-        trainer.io.save_model(*args, **kwargs)
-
-    monkeypatch.setattr(run_module, "save_model", start_another)
-    assert names(Path(make_trainer(config).output_path)) == {"checkpoint_0.pth"}
+    assert names(folder) == {"checkpoint_0.pth"}
+    assert {path: path.read_bytes() for path in before} == before

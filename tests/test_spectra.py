@@ -6,7 +6,7 @@ import pytest
 import torch
 from golden_weights import golden_waveform
 
-from apnet2_tts_plugin.spectra import ISTFT, STFT, LogMel, log_amplitude, phase
+from apnet2_tts_plugin.network.spectra import ISTFT, STFT, LogMel, log_amplitude, phase
 
 SIZES = [(1024, 256, 1024), (1024, 256, 800), (512, 200, 400), (2048, 300, 1200)]
 
@@ -16,12 +16,20 @@ def waveform():
     return torch.from_numpy(np.stack([golden_waveform(9000, 1), golden_waveform(9000, 2)]))
 
 
+@pytest.fixture(scope="module")
+def log_mel():
+    return LogMel(22050, 1024, 256, 1024, 80, 0.0, 8000.0)
+
+
+def librosa_stft(waveform, n_fft, hop_length, win_length):
+    """In float64, of the first waveform."""
+    sizes = {"n_fft": n_fft, "hop_length": hop_length, "win_length": win_length}
+    return librosa.stft(waveform[0].double().numpy(), **sizes, pad_mode="reflect")
+
+
 @pytest.mark.parametrize("sizes", SIZES)
 def test_stft_agrees_with_librosa(waveform, sizes):
-    n_fft, hop_length, win_length = sizes
-    theirs = librosa.stft(
-        waveform[0].double().numpy(), n_fft=n_fft, hop_length=hop_length, win_length=win_length, pad_mode="reflect"
-    )
+    theirs = librosa_stft(waveform, *sizes)
     ours = STFT(*sizes)(waveform[:1])[0].numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
@@ -38,15 +46,6 @@ def test_istft_agrees_with_torch_on_any_spectrum(sizes):
     torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item(), rtol=1e-3)
 
 
-@pytest.mark.parametrize("n_frames", [2, 3, 33])
-def test_istft_inverts_stft(waveform, n_frames):
-    sizes = (1024, 256, 1024)
-    x = waveform[:, : (n_frames - 1) * 256] if n_frames > 3 else waveform[:, :768]
-    spectrum = STFT(*sizes)(x)
-    restored = ISTFT(*sizes)(spectrum)
-    torch.testing.assert_close(restored, x, atol=1e-5, rtol=0)
-
-
 def test_masked_istft_equals_single_ones():
     torch.manual_seed(0)
     spectrum = torch.randn(2, 513, 20, dtype=torch.complex64)
@@ -56,27 +55,25 @@ def test_masked_istft_equals_single_ones():
     batch = istft(spectrum, mask)
     torch.testing.assert_close(batch[:1], istft(spectrum[:1]))
     torch.testing.assert_close(batch[1:, : 6 * 256], istft(spectrum[1:, :, :7]))
+    assert not batch[1, 6 * 256 + 512 :].any()  # where no frame is left
 
 
-def test_log_mel_agrees_with_librosa_in_float64(waveform):
-    magnitude = np.abs(librosa.stft(waveform[0].double().numpy(), n_fft=1024, hop_length=256, pad_mode="reflect"))
+def test_log_mel_agrees_with_librosa_in_float64(log_mel, waveform):
+    magnitude = np.abs(librosa_stft(waveform, 1024, 256, 1024))
     basis = librosa.filters.mel(sr=22050, n_fft=1024, n_mels=80, fmin=0, fmax=8000, dtype=np.float64)
     theirs = np.log(np.maximum(basis @ np.sqrt(magnitude**2 + 1e-9), 1e-5))
-    ours = LogMel(22050, 1024, 256, 1024, 80, 0.0, 8000.0)(waveform[:1])[0].numpy()
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    np.testing.assert_allclose(log_mel(waveform[:1])[0].numpy(), theirs, atol=1e-4)
 
 
-def test_silence_stays_finite():
+def test_silence_stays_finite(log_mel):
     silence = torch.zeros(1, 4096, requires_grad=True)
-    log_mel = LogMel(22050, 1024, 256, 1024, 80, 0.0, 8000.0)
     log_mel(silence).sum().backward()
     assert torch.isfinite(silence.grad).all()
     spectrum = log_mel.stft(silence.detach())
     assert torch.isfinite(log_amplitude(spectrum)).all() and torch.isfinite(phase(spectrum)).all()
 
 
-def test_everything_stays_in_float32_under_autocast(waveform):
-    log_mel = LogMel(22050, 1024, 256, 1024, 80, 0.0, 8000.0)
+def test_everything_stays_in_float32_under_autocast(log_mel, waveform):
     expected = log_mel(waveform)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mel = log_mel(waveform)

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from apnet2_tts_plugin import store
+from apnet2_tts_plugin.errors import CheckpointError, ModelError, ModelNotFoundError
+from apnet2_tts_plugin.weights import store
+from apnet2_tts_plugin.weights.find import find_weights
 
 
 @pytest.fixture(autouse=True)
@@ -16,19 +18,11 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home" / "tts"
 
 
-def make_model(
-    folder: Path, weights: bytes = b"weights", name: str = "model.safetensors", model: str = "apnet2"
-) -> Path:
+def make_model(folder: Path, weights=b"weights", name="model.safetensors", model="apnet2") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model": model}))
     (folder / name).write_bytes(weights)
     return folder
-
-
-def test_nothing_there():
-    assert store.names() == {}
-    with pytest.raises(store.ModelNotFoundError, match="known: none"):
-        store.resolve("apnet2")
 
 
 def test_install_and_find(home, tmp_path):
@@ -50,7 +44,7 @@ def test_users_model_hides_bundled_one(tmp_path):
     assert store.resolve("apnet2") == installed
     store.remove("apnet2")
     assert store.resolve("apnet2") == bundled
-    with pytest.raises(store.StoreError, match="ships with"):
+    with pytest.raises(ModelError, match="ships with"):
         store.remove("apnet2")
     assert bundled.is_dir()
 
@@ -59,86 +53,86 @@ def test_install_replaces_the_whole_model(home, tmp_path):
     store.install(make_model(tmp_path / "old", b"old", "model.pth"), "a")
     folder = store.install(make_model(tmp_path / "new", b"new"), "a")
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
-    assert store.weights_file(folder).read_bytes() == b"new"
+    assert find_weights(folder).read_bytes() == b"new"
     assert len(list(home.iterdir())) == 1
 
 
-@pytest.mark.parametrize("failing", ["copyfile", "rename"])
+@pytest.mark.parametrize("failing", [(store.shutil, "copyfile"), (Path, "rename")])
 def test_failed_install_keeps_the_old_model(failing, home, tmp_path, monkeypatch):
     folder = store.install(make_model(tmp_path / "old", b"old"), "a")
-    rename = Path.rename
+    original = getattr(*failing)
 
-    def no_copy(*arguments):
+    def fail(path, target):
+        if failing[1] == "rename" and path.name != "new":
+            return original(path, target)
         raise OSError("disk full")
 
-    def no_new(path, target):
-        if path.name == "new":
-            raise OSError("disk full")
-        return rename(path, target)
-
-    if failing == "copyfile":
-        monkeypatch.setattr(store.shutil, "copyfile", no_copy)
-    else:
-        monkeypatch.setattr(Path, "rename", no_new)
+    monkeypatch.setattr(*failing, fail)
     with pytest.raises(OSError, match="disk full"):
         store.install(make_model(tmp_path / "new", b"new"), "a")
-    assert store.weights_file(folder).read_bytes() == b"old"
+    assert find_weights(folder).read_bytes() == b"old"
     assert [path.name for path in home.iterdir()] == [folder.name]
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", "-x", ".x", "a b", "a\n", "é", "hifigan_v2"])
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", "-x", ".x", "a b", "a\n", "é"])
 def test_names_that_are_refused(name, home, tmp_path):
-    with pytest.raises(store.StoreError, match="name"):
+    with pytest.raises(ModelError, match="is no name"):
+        store.install(make_model(tmp_path / "model"), name)
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("name", ["xtts", "xtts_v2", "vits", "bark", "freevc24", "hifigan_v2", "wavegrad"])
+def test_names_of_coquis_own_models_are_refused(name, home, tmp_path):
+    """Of any kind: `TTS("xtts")` must not become a vocoder."""
+    with pytest.raises(ModelError, match=f"coqui-tts has a model of its own called {name}"):
         store.install(make_model(tmp_path / "model"), name)
     assert not home.exists()
 
 
 def test_folders_that_are_refused(tmp_path):
-    for folder in (
-        tmp_path / "missing",
-        make_model(tmp_path / "other", model="gan"),
-        make_model(tmp_path / "no_weights", name="notes.txt"),
-    ):
-        with pytest.raises(store.StoreError, match=folder.name):
-            store.install(folder, "a")
-    make_model(tmp_path / "two", name="a.pth")
+    other, two = make_model(tmp_path / "other", model="gan"), make_model(tmp_path / "two", name="a.pth")
     make_model(tmp_path / "two", name="b.pth")
-    with pytest.raises(store.StoreError, match=r"a\.pth, b\.pth"):
-        store.install(tmp_path / "two", "a")
-    (tmp_path / "other" / "config.json").write_text("no json")
-    assert not store.is_model(tmp_path / "other")
+    for folder, error, reason in (
+        (tmp_path / "missing", ModelError, "missing holds no APNet2 model"),
+        (other, ModelError, "other holds no APNet2 model"),
+        (make_model(tmp_path / "no_weights", name="notes.txt"), CheckpointError, "no_weights: .* found none"),
+        (two, CheckpointError, r"two: .* found a\.pth, b\.pth"),
+    ):
+        with pytest.raises(error, match=reason):
+            store.install(folder, "a")
+    assert store.names() == {}
+    (other / "config.json").write_text("no json")
+    assert not store.is_model(other)
 
 
 def test_a_foreign_model_is_neither_listed_nor_replaced(home, tmp_path):
     foreign = make_model(home / "vocoder_models--en--ljspeech--theirs", model="gan", name="model_file.pth")
     assert store.names() == {}
-    with pytest.raises(store.StoreError, match="choose another name"):
+    with pytest.raises(ModelError, match="choose another name"):
         store.install(make_model(tmp_path / "model"), "theirs")
-    with pytest.raises(store.ModelNotFoundError):
+    with pytest.raises(ModelNotFoundError):
         store.remove("theirs")
     assert (foreign / "model_file.pth").is_file()
 
 
 def test_resolve_takes_a_folder(tmp_path):
-    folder = make_model(tmp_path / "run", name="best_model.pth")
+    folder = make_model(tmp_path / "run")
     assert store.resolve(folder) == folder
-    assert store.weights_file(folder).name == "best_model.pth"
-    with pytest.raises(store.StoreError, match="holds no APNet2 model"):
+    with pytest.raises(ModelError, match="holds no APNet2 model"):
         store.resolve(tmp_path)
 
 
 def test_unknown_name_lists_the_known(tmp_path):
-    store.install(make_model(tmp_path / "model"), "b")
-    store.install(make_model(tmp_path / "model"), "a")
-    with pytest.raises(store.ModelNotFoundError, match="'c'; known: a, b"):
-        store.resolve("c")
-    with pytest.raises(store.ModelNotFoundError, match="'c'; known: a, b"):
-        store.remove("c")
+    for known, added in (("none", "b"), ("b", "a"), ("a, b", "z")):
+        for function in (store.resolve, store.remove):
+            with pytest.raises(ModelNotFoundError, match=f"'c'; known: {known}$"):
+                function("c")
+        store.install(make_model(tmp_path / "model"), added)
 
 
-def test_claims(tmp_path):
+def test_which_names_are_ours(tmp_path):
     store.install(make_model(tmp_path / "model"), "best")
     for name in ("best", "vocoder_models/en/ljspeech/best", "apnet2", "APNet2-x", "vocoder_models/en/ljspeech/apnet2"):
-        assert store.claims(name), name
+        assert store.is_apnet2(name), name
     for name in ("hifigan_v2", "vocoder_models/en/vctk/apnet2", "tts_models/en/ljspeech/best", "other"):
-        assert not store.claims(name), name
+        assert not store.is_apnet2(name), name

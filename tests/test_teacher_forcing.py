@@ -13,23 +13,25 @@ import torch
 import torch.nn.functional as F
 from acoustic_models import D_VECTORS, IDS, SPEAKERS, build
 from lj_speech import RATE, TEXTS, make_ljspeech
+from small_run import change_config
+from TTS.tts.utils.text.phonemizers import espeak_wrapper
 
-from apnet2_tts_plugin import extraction, pairing, teacher_forcing
-from apnet2_tts_plugin.checkpoints import CheckpointError
+from apnet2_tts_plugin.audio import find_audio
 from apnet2_tts_plugin.config import Apnet2AudioConfig, Apnet2Config
-from apnet2_tts_plugin.corpus import DataError, find_audio, usable, with_features
-from apnet2_tts_plugin.extraction import ExtractionError
-from apnet2_tts_plugin.features import find_checkpoint
-from apnet2_tts_plugin.pairing import PairingError
-from apnet2_tts_plugin.spectra import MEL_FLOOR, LogMel
-from apnet2_tts_plugin.teacher_forcing import (
+from apnet2_tts_plugin.errors import Apnet2Error, DataError, FinetuningError
+from apnet2_tts_plugin.finetuning import extraction, teacher_forcing
+from apnet2_tts_plugin.finetuning.teacher_forcing import (
     Sample,
-    TeacherForcingError,
+    check_can_be_forced,
     force,
     load_acoustic_model,
     load_audio,
     load_utterance,
 )
+from apnet2_tts_plugin.network.spectra import LogMel
+from apnet2_tts_plugin.pairing.convert import pair
+from apnet2_tts_plugin.training.corpus import usable
+from apnet2_tts_plugin.training.features import with_features
 
 FLOOR = -80 * np.log(10) / 20  # of a normalised mel, -100 + 20 dB
 
@@ -60,8 +62,12 @@ def utterances(model, corpus, speaker=None):
 
 
 def extract(model, corpus, out, config=None, **settings) -> int:
-    paired = pairing.pair(model, config or Apnet2Config())
+    paired = pair(model, config or Apnet2Config())
     return extraction.extract(model, samples(corpus), corpus / "wavs", out, paired, **settings)
+
+
+def extracted(out, rate, hop_length):
+    return with_features(usable(find_audio(out / "wavs")), out / "wavs", out / "mels", 80, rate, hop_length)
 
 
 def names(folder):
@@ -129,15 +135,6 @@ def test_outputs_are_the_models_own(name, call, n_channels, model, corpus):
         assert alone.shape == together.shape and (alone - together).abs().mean() < limit
 
 
-def test_coquis_own_alignment_gives_out_the_latent(model, corpus):
-    """If this fails, coqui-tts has changed, and `_glow_tts` might do with less."""
-    glow_tts = model("glow_tts")
-    item = utterances(glow_tts, corpus)[0]
-    lengths = torch.tensor([len(item.tokens)]), torch.tensor([len(item.mel)])
-    outputs = glow_tts.inference_with_MAS(item.tokens[None], lengths[0], item.mel[None], lengths[1])
-    torch.testing.assert_close(outputs["model_outputs"], outputs["y_mean"])
-
-
 def test_noise_of_use_is_in_the_mels(model, corpus, monkeypatch):
     glow_tts = model("glow_tts")
     item = utterances(glow_tts, corpus)[0]
@@ -155,29 +152,23 @@ def test_speakers(kind, corpus, tmp_path):
     assert (together[0] - together[1]).abs().max() > 1e-3
     for item, output in zip([first[0], second[0], first[1]], together, strict=True):
         torch.testing.assert_close(output, force(acoustic, [item])[0], atol=1e-4, rtol=1e-4)
-    with pytest.raises(TeacherForcingError, match="glow_tts: nobody is not a valid speaker"):
+    with pytest.raises(FinetuningError, match="glow_tts: nobody is not a valid speaker"):
         force(acoustic, utterances(acoustic, corpus, "nobody"))
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [
-        ("fast_pitch", "fast_pitch: it wants the recording's pitch and energy"),
-        ("vits", "vits: how to force it is not known"),
-        ("align_tts", "align_tts: how to force it is not known"),
-    ],
+    [("fast_pitch", "it wants the recording's pitch and energy"), ("vits", "how to force it is not known")],
 )
 def test_other_models_are_refused(name, reason, models):
-    with pytest.raises(TeacherForcingError, match=reason) as caught:
+    with pytest.raises(FinetuningError, match=f"^{name}: {reason}.*; expected tacotron, tacotron2, glow_tts"):
         load_acoustic_model(models(name))
-    assert "\n" not in str(caught.value) and "expected tacotron, tacotron2, glow_tts" in str(caught.value)
 
 
 def test_a_model_without_an_aligner_is_refused(model, monkeypatch):
-    speedy_speech = model("speedy_speech")
-    monkeypatch.setattr(speedy_speech, "use_aligner", False)
-    with pytest.raises(TeacherForcingError, match="it has no aligner"):
-        teacher_forcing.check(speedy_speech)
+    monkeypatch.setattr(model("speedy_speech"), "use_aligner", False)
+    with pytest.raises(FinetuningError, match="it has no aligner"):
+        check_can_be_forced(model("speedy_speech"))
 
 
 SOUNDS = [
@@ -211,20 +202,20 @@ def test_stereo_and_other_rates_are_heard_right(model, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero")
-def test_what_is_too_quiet_for_its_volume_is_refused(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("value", "n_samples", "settings", "message"),
+    [
+        *[(0, n_samples, {}, "nothing but silence") for n_samples in (0, 300, 30000)],
+        (1e-30, 3000, SOUNDS[3], "NaN or infinite samples when made as loud"),
+    ],
+)
+def test_silence_is_refused(value, n_samples, settings, message, model, tmp_path, monkeypatch):
     ap = model("glow_tts").ap
-    for name, value in dict(do_trim_silence=False, do_rms_norm=True, db_level=-10).items():
-        monkeypatch.setattr(ap, name, value)
-    sf.write(tmp_path / "a.wav", np.full(3000, 1e-30), RATE, subtype="FLOAT")
-    with pytest.raises(DataError, match=r"a\.wav: NaN or infinite samples when made as loud"):
+    for name, setting in settings.items():
+        monkeypatch.setattr(ap, name, setting)
+    sf.write(tmp_path / "a.wav", np.full(n_samples, value, np.float32), RATE, subtype="FLOAT")
+    with pytest.raises(DataError, match=rf"a\.wav: {message}"):
         load_audio(tmp_path / "a.wav", ap)
-
-
-@pytest.mark.parametrize("n_samples", [0, 300, 30000])
-def test_silence_is_refused(n_samples, model, tmp_path):
-    sf.write(tmp_path / "a.wav", np.zeros(n_samples), RATE)
-    with pytest.raises(DataError, match=r"a\.wav: nothing but silence"):
-        load_audio(tmp_path / "a.wav", model("glow_tts").ap)
 
 
 ANALYSES = {
@@ -247,8 +238,7 @@ def truthful(tmp_path, monkeypatch):
 def test_mels_lie_beside_the_written_recordings(analysis, settings, truthful, corpus, tmp_path):
     acoustic = truthful(**ANALYSES[analysis], **settings)
     assert extract(acoustic, corpus, tmp_path / "out", batch_size=3) == 0
-    wavs, mels = tmp_path / "out" / "wavs", tmp_path / "out" / "mels"
-    files = with_features(usable(find_audio(wavs)), wavs, mels, 80, RATE, 256)
+    files = extracted(tmp_path / "out", RATE, 256)
     assert [file.path.name for file in files] == [f"LJ{i}.wav" for i in range(len(TEXTS))]
     log_mel = LogMel.from_audio_config(Apnet2AudioConfig())
     for file in files:
@@ -268,21 +258,10 @@ def test_another_vocoders_rate(rate, truthful, corpus, tmp_path):
     config = Apnet2Config(audio=Apnet2AudioConfig(sample_rate=rate, hop_length=200), seq_len=8000)
     acoustic = truthful(mel_fmax=8000.0)
     extract(acoustic, corpus, tmp_path / "out", config)
-    wavs, mels = tmp_path / "out" / "wavs", tmp_path / "out" / "mels"
-    for file in with_features(usable(find_audio(wavs)), wavs, mels, 80, rate, 200):
+    for file in extracted(tmp_path / "out", rate, 200):
         waveform = load_audio(corpus / "wavs" / file.path.name, acoustic.ap)
         assert abs(file.n_samples / rate - len(waveform) / RATE) < 0.013  # a frame of each
         assert np.load(file.features).shape == (80, file.n_samples // 200 + 1)
-
-
-def test_outputs_of_a_model_become_the_vocoders_mels(model, corpus, tmp_path):
-    """From end to end by hand: normalised log10 to natural logarithm."""
-    glow_tts = model("glow_tts")
-    extract(glow_tts, corpus, tmp_path / "out", Apnet2Config(audio=Apnet2AudioConfig(mel_fmax=None)), batch_size=1)
-    for item, mel in zip(utterances(glow_tts, corpus), sorted((tmp_path / "out" / "mels").iterdir()), strict=True):
-        decibels = (force(glow_tts, [item])[0].numpy().T.clip(-4, 4) + 4) * 100 / 8 - 100 + 20
-        expected = np.maximum(decibels / 20 * np.log(10), np.log(MEL_FLOOR))
-        np.testing.assert_allclose(np.load(mel), expected, atol=1e-4)
 
 
 def test_an_interrupted_extraction_goes_on(model, corpus, tmp_path, monkeypatch):
@@ -320,15 +299,16 @@ def test_bad_samples_are_named_and_left_out(model, corpus, tmp_path, caplog):
         stale.parent.mkdir(parents=True)
         stale.touch()
         os.utime(stale, (0, 0))
-    paired = pairing.pair(glow_tts, Apnet2Config())
-    assert extraction.extract(glow_tts, bad, wavs, out, paired) == 4
+    assert extraction.extract(glow_tts, bad, wavs, out, pair(glow_tts, Apnet2Config())) == 4
     assert names(out / "wavs") == ["LJ0.wav"] and names(out / "mels") == ["LJ0.npy"]
-    log = "\n".join(caplog.messages)
-    assert f"Left out {wavs / 'LJ1.wav'}: cannot be read at sample 0 (" in log
-    assert f"Left out {wavs / 'LJ2.wav'}: the acoustic model knows none of the letters of '12345'" in log
-    assert "LJ3.wav: 106 frames, expected at least one for each of 279 tokens" in log
-    assert f"Left out {wavs / 'LJ4.wav'}: cannot be read" in log
-    assert caplog.messages[-1] == "Left out 4 of 5 samples"
+    for name, reason in {
+        "LJ1": "cannot be read at sample 0 (",
+        "LJ2": "the acoustic model knows none of the letters of '12345'",
+        "LJ3": "106 frames, expected at least one for each of 279 tokens",
+        "LJ4": "cannot be read",
+    }.items():
+        assert f"Left out {wavs / name}.wav: {reason}" in caplog.text
+    assert caplog.messages[-1] == "Left out 4 of 5 audio files"
 
 
 def test_what_is_not_finite_is_left_out(model, corpus, tmp_path, caplog, monkeypatch):
@@ -342,97 +322,55 @@ def test_what_is_not_finite_is_left_out(model, corpus, tmp_path, caplog, monkeyp
     assert names(tmp_path / "out" / "wavs") == ["LJ0.wav", "LJ1.wav", "LJ3.wav"]
 
 
-def test_a_vocoder_of_latents_cannot_follow(model, corpus, tmp_path):
-    with pytest.raises(PairingError, match="only a VITS"):
-        extract(model("glow_tts"), corpus, tmp_path / "out", Apnet2Config(input="latent"))
-    assert not (tmp_path / "out").exists()
-
-
 def test_files_that_cannot_be_written_end_it_in_one_line(model, corpus, tmp_path):
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(ExtractionError, match=r"LJ2\.wav: cannot be written \(.*Not a directory") as caught:
+    with pytest.raises(FinetuningError, match=r"LJ2\.wav: cannot be written \(.*Not a directory") as caught:
         extract(model("glow_tts"), corpus, tmp_path / "out")
     assert "\n" not in str(caught.value)
 
 
-def test_mels_of_others_are_not_mixed_in(models, corpus, tmp_path):
+def test_model_data_and_vocoder_are_in_the_note_of_mels(models, corpus, tmp_path):
     folder = shutil.copytree(models("glow_tts"), tmp_path / "glow")
-    checkpoint, out = find_checkpoint(folder), tmp_path / "out"
+    given = (folder / "model_file.pth", samples(corpus), corpus, Apnet2Config())
+    noted = extraction.mel_source(*given)
+    assert json.loads(json.dumps(noted)) == noted
 
-    def claim(config=None, data_path=corpus, spoken=None):
-        extraction.claim(out, checkpoint, spoken or samples(data_path), data_path, config or Apnet2Config())
+    def changed(checkpoint=given[0], spoken=given[1], data_path=corpus, config=given[3]):
+        source = extraction.mel_source(checkpoint, spoken, data_path, config)
+        return {name for name in source if source[name] != noted[name]}
 
-    def refused(what):
-        return pytest.raises(ExtractionError, match=f"{out}: has mels of another {what}, see source.json in it; delete")
-
-    claim(Apnet2Config(audio=Apnet2AudioConfig(mel_fmax=7600.0)))
-    claim()  # there is no mel yet
-    (out / "mels").mkdir()
-    (out / "mels" / "LJ0.npy").touch()
-    claim()
-    with refused("metadata"):
-        claim(spoken=[replace(sample, text=f"{sample.text}!") for sample in samples(corpus)])
-    with refused("audio"):
-        claim(Apnet2Config(audio=Apnet2AudioConfig(mel_fmax=7600.0)))
-    with refused("data_path"):
-        claim(data_path=tmp_path)
-    with (folder / "config.json").open("a") as file:
-        file.write("\n")
-    os.utime(checkpoint, (0, 0))
-    with refused("checkpoint and config"):
-        claim()
+    assert changed() == set()
+    assert changed(spoken=[replace(sample, text=f"{sample.text}!") for sample in given[1]]) == {"metadata"}
+    assert changed(config=Apnet2Config(audio=Apnet2AudioConfig(mel_fmax=7600.0))) == {"audio"}
+    assert changed(spoken=samples(tmp_path), data_path=tmp_path) == {"data_path"}
+    os.utime(given[0], (0, 0))
+    assert changed() == {"checkpoint"}
+    change_config(folder, run_name="another")
+    assert changed() == {"checkpoint", "config"}
 
 
-def test_the_checkpoint_of_a_run_is_found(models, tmp_path):
-    run = shutil.copytree(models("glow_tts"), tmp_path / "run")
-    for name in ("speakers.pth", "language_ids.pth"):
-        (run / name).touch()
-    assert find_checkpoint(run) == run / "model_file.pth"
-    (run / "checkpoint_5.pth").touch()
-    with pytest.raises(CheckpointError, match="found checkpoint_5.pth, model_file.pth; name the file"):
-        find_checkpoint(run)
-    assert load_acoustic_model(run / "model_file.pth").config.model == "glow_tts"
-    (run / "model_file.pth").rename(run / "best_model.pth")
-    assert find_checkpoint(run) == run / "best_model.pth"
-
-
-def damage(folder):
-    (folder / "model_file.pth").write_bytes(b"no weights")
-
-
-def no_weights(folder):
-    (folder / "model_file.pth").unlink()
-
-
-def change(**settings):
-    def spoil(folder):
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | settings))
-
-    return spoil
+PHONEMES = dict(use_phonemes=True, phoneme_language="en-us", phonemizer="espeak")
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (no_weights, "expected best_model.pth or one other .pth file, found none"),
+        (lambda folder: (folder / "model_file.pth").unlink(), "expected model.safetensors, .*, found none"),
         (lambda folder: (folder / "config.json").unlink(), r"cannot be loaded \(.*No such file"),
         (lambda folder: (folder / "config.json").write_text("{"), r"cannot be loaded \("),
-        (damage, r"cannot be loaded \("),
-        (change(hidden_channels_enc=48), r"cannot be loaded \(.*size mismatch"),
+        (lambda folder: (folder / "model_file.pth").write_bytes(b"no weights"), r"cannot be loaded \("),
+        (lambda folder: change_config(folder, hidden_channels_enc=48), r"cannot be loaded \(.*size mismatch"),
         (
-            change(use_phonemes=True, phoneme_language="en-us", phonemizer="espeak"),
+            lambda folder: change_config(folder, **PHONEMES),
             r"cannot be loaded \(\[!\] No espeak backend found. Install espeak-ng",
         ),
-        (shutil.rmtree, "no such file or folder, expected a trained model of coqui's"),
+        (shutil.rmtree, "no such file or folder, expected weights"),
     ],
 )
 def test_models_that_cannot_be_loaded(spoil, message, models, tmp_path, monkeypatch):
-    from TTS.tts.utils.text.phonemizers import espeak_wrapper
-
     monkeypatch.setattr(espeak_wrapper, "_DEF_ESPEAK_LIB", None)
     folder = shutil.copytree(models("glow_tts"), tmp_path / "glow")
     spoil(folder)
-    with pytest.raises((CheckpointError, TeacherForcingError), match=message) as caught:
+    with pytest.raises(Apnet2Error, match=message) as caught:
         load_acoustic_model(folder)
     assert str(caught.value).startswith(str(folder)) and "\n" not in str(caught.value)

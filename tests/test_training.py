@@ -1,24 +1,26 @@
-"""Training inside coqui's Trainer: logs, checkpoints, schedules, resuming, the recipes and `train_vocoder`."""
+"""Training inside coqui's Trainer: logs, checkpoints, schedules, starting weights, the recipes and `train_vocoder`."""
 
 import json
 import logging
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scripts
 import soundfile as sf
+import tiny
 import torch
-from golden_weights import golden_waveform
-from small_run import SMALL, fit, make_corpus, make_trainer, small_config
+from small_run import fit, make_batch, make_corpus, make_trainer, small_config, stub_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from TTS.bin import train_vocoder
 
-from apnet2_tts_plugin import checkpoints
-from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
+from apnet2_tts_plugin.config import Apnet2Config
+from apnet2_tts_plugin.errors import ConfigError
 from apnet2_tts_plugin.model import Apnet2
+from apnet2_tts_plugin.recipe import RecipeArgs, run_settings
+from apnet2_tts_plugin.training.data import EpochBatches
+from apnet2_tts_plugin.weights import convert
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +35,35 @@ def run(corpus, tmp_path_factory):
     return fit(config, figures=True)
 
 
-def test_a_run_leaves_checkpoints_and_the_best_model(run):
-    names = {path.name for path in Path(run.output_path).iterdir()}
-    assert {"config.json", "best_model.pth", "checkpoint_2.pth"} <= names
+@pytest.mark.parametrize(("start", "accumulation", "n_steps", "share"), [(10**9, 1, 80, 0.5), (0, 2, 60, 0.7)])
+def test_it_learns(start, accumulation, n_steps, share):
+    """A segment by heart, without discriminators; and two in parts, against them."""
+    torch.manual_seed(0)  # of the discriminators
+    sizes = dict(mpd_periods=[2, 3], mrd_resolutions=[[512, 128, 512]])
+    model = tiny.model(lr_gen=3e-3, lr_disc=3e-3, steps_to_start_discriminator=start, **sizes)
+    trainer, batch = stub_trainer(model, grad_accum_steps=accumulation), make_batch(accumulation)
+    logged = [model.optimize(batch, trainer)[1] for _ in range(n_steps)]
+    errors = [values["loss_mel"] for values in logged]
+    assert sum(errors[-5:]) / 5 < share * errors[0]
+    if start == 0:
+        assert logged[-1]["loss_disc"] < 0.98 * logged[0]["loss_disc"]
+
+
+def test_a_run_leaves_checkpoints_and_the_best_model_which_speaks(run):
+    folder = Path(run.output_path)
+    assert {"config.json", "best_model.pth", "checkpoint_2.pth"} <= {path.name for path in folder.iterdir()}
     assert run.total_steps_done == 4
+    best = torch.load(folder / "best_model.pth", weights_only=True)["model_loss"]["eval_loss"]
+    assert best == run.best_loss["eval_loss"] <= run.keep_avg_eval["avg_loss_mel"]
+    model = Apnet2(run.config)
+    model.load_checkpoint(run.config, folder / "best_model.pth", eval=True)
+    assert model.mpd is None and model.mrd is None and not model.training
+    assert model.inference(torch.zeros(1, 80, 5)).shape == (1, 1, 1024)
+
+
+def test_all_weights_are_trained(run):
+    first = torch.load(Path(run.output_path) / "checkpoint_0.pth", weights_only=True)["model"]
+    assert not [name for name, tensor in run.model.state_dict().items() if torch.equal(tensor, first[name])]
 
 
 def test_losses_figures_and_audio_are_logged(run):
@@ -53,100 +80,82 @@ def test_losses_figures_and_audio_are_logged(run):
     assert all(math.isfinite(e.value) for tag in tags["scalars"] for e in events.Scalars(tag))
 
 
-def test_the_best_model_is_picked_by_the_eval_mel_error(run):
-    best = torch.load(Path(run.output_path) / "best_model.pth", weights_only=True)
-    assert best["model_loss"]["eval_loss"] == run.best_loss["eval_loss"]
-    assert run.best_loss["eval_loss"] <= run.keep_avg_eval["avg_loss_mel"]
-    assert run.config.target_loss == "loss_mel"
+@pytest.mark.parametrize("world_size", [1, 4, 8])
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(16, 1), (4, 4), (3, 2)])
+def test_the_last_rate_of_a_recipe_depends_on_its_updates_alone(world_size, batch_size, accumulation, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    args = RecipeArgs(steps=3000, batch_size=batch_size, grad_accum_steps=accumulation, eval_split_size=50)
+    config = tiny.config(**run_settings(args, n_files=1000))
+    steps_per_epoch = len(EpochBatches(950, batch_size * accumulation, 0, 0, world_size))
+    assert 0 <= config.epochs * steps_per_epoch - args.steps < steps_per_epoch
+    assert not config.scheduler_after_epoch
+    for name in ("gen", "disc"):
+        assert config[f"lr_scheduler_{name}"] == "ExponentialLR"
+        decay = config[f"lr_scheduler_{name}_params"]["gamma"] ** args.steps
+        assert decay == pytest.approx(0.999 ** (3000 / 809), rel=1e-9)
 
 
-def test_the_saved_model_speaks(run):
-    model = Apnet2(run.config)
-    model.load_checkpoint(run.config, Path(run.output_path) / "best_model.pth", eval=True)
-    assert model.mpd is None and model.mrd is None and not model.training
-    assert model.inference(torch.zeros(1, 80, 5)).shape == (1, 1, 1024)
+@pytest.mark.parametrize(("accumulation", "n_updates"), [(2, 3), (4, 4)])
+def test_the_rates_of_a_recipe_fall_with_each_update(corpus, tmp_path, accumulation, n_updates):
+    """Of 6 files, one in a part, until three updates are done and the epoch is over."""
+    settings = {"steps": 3, "batch_size": 1, "grad_accum_steps": accumulation, "num_loader_workers": 0}
+    args = RecipeArgs(data_path=str(corpus), output_path=str(tmp_path), eval_split_size=1, **settings)
+    rates = []
+
+    def note(trainer):
+        rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizer])
+
+    config = small_config(corpus, tmp_path, **run_settings(args, n_files=7))
+    make_trainer(config, callbacks={"on_train_step_end": note}, grad_accum_steps=accumulation).fit()
+    expected = [[2e-4 * 0.999 ** (n / 809)] * 2 for n in range(1, n_updates + 1)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
 
 
-def test_both_networks_learn(run, corpus):
-    torch.manual_seed(run.config.training_seed)
-    state = run.model.state_dict()
-    fresh = Apnet2(run.config)
-    fresh.add_discriminators()
-    for network in ("generator", "mpd", "mrd"):
-        before = dict(getattr(fresh, network).named_parameters())
-        changed = [bool((state[f"{network}.{name}"] != p).any()) for name, p in before.items()]
-        assert all(changed)
+@pytest.mark.parametrize("name", ["batch_size", "grad_accum_steps", "eval_split_size", "steps"])
+def test_arguments_of_recipes_that_cannot_work(name):
+    with pytest.raises(ConfigError, match=f"--{name}: 0, expected at least 1"):
+        run_settings(RecipeArgs(**{name: 0}), n_files=100)
 
 
-def test_schedules_step_once_an_epoch_by_default(run):
-    for optimizer in run.optimizer:
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(2e-4 * 0.999**2)
-
-
-def test_schedules_can_step_with_every_update(corpus, tmp_path):
-    trainer = fit(small_config(corpus, tmp_path, scheduler_after_epoch=False, epochs=1))
-    for optimizer in trainer.optimizer:
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(2e-4 * 0.999**2)
-
-
-def test_discriminators_wait_for_their_start(corpus, tmp_path):
-    config = small_config(corpus, tmp_path, steps_to_start_discriminator=3)
-    model = Apnet2(config)
-    trainer = SimpleNamespace(use_amp_scaler=False, optimizer=model.get_optimizer(), total_steps_done=2)
+def test_discriminators_wait_for_their_start():
+    model = tiny.model(steps_to_start_discriminator=3)
+    trainer = stub_trainer(model, total_steps_done=2)
     before = {name: tensor.clone() for name, tensor in model.mpd.state_dict().items()}
-    batch = {"waveform": torch.randn(2, 8192) * 0.1}
-    assert "loss_disc" not in model.optimize(batch, trainer)[1]
+    assert "loss_disc" not in model.optimize(make_batch(), trainer)[1]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.mpd.state_dict().items())
     trainer.total_steps_done = 3
-    assert "loss_disc" in model.optimize(batch, trainer)[1]
+    assert "loss_disc" in model.optimize(make_batch(), trainer)[1]
     assert not all(torch.equal(tensor, before[name]) for name, tensor in model.mpd.state_dict().items())
 
 
-def test_gradients_are_clipped_on_request(corpus, tmp_path):
-    config = small_config(
-        corpus, tmp_path, optimizer="SGD", optimizer_params={}, grad_clip=[0.0, 1.0], lr_gen=1.0, lr_disc=1e-6
-    )
-    model = Apnet2(config)
-    before = torch.cat([p.detach().flatten().clone() for p in model.generator.parameters()])
-    trainer = SimpleNamespace(use_amp_scaler=False, optimizer=model.get_optimizer(), total_steps_done=0)
-    _, logged = model.optimize({"waveform": torch.randn(2, 8192) * 0.1}, trainer)
-    after = torch.cat([p.detach().flatten() for p in model.generator.parameters()])
-    assert logged["grad_norm_gen"] > 1
-    assert (after - before).norm() == pytest.approx(1.0, rel=1e-3)
-
-
-def test_losses_under_bfloat16_autocast_are_close(corpus, tmp_path):
-    batch = {"waveform": torch.from_numpy(golden_waveform(16384, 3)).reshape(2, 8192)}
+def test_losses_under_bfloat16_autocast_are_close():
     logged = []
     for enabled in (False, True):
-        torch.manual_seed(0)
-        model = Apnet2(small_config(corpus, tmp_path))
-        trainer = SimpleNamespace(use_amp_scaler=False, optimizer=model.get_optimizer(), total_steps_done=0)
+        model = tiny.model()
+        torch.manual_seed(0)  # of the discriminators
+        trainer = stub_trainer(model)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            logged.append(model.optimize(batch, trainer)[1])
+            logged.append(model.optimize(make_batch(), trainer)[1])
     for name, value in logged[0].items():
         if name.startswith("loss_"):
             assert logged[1][name] == pytest.approx(value, rel=0.02, abs=1e-3), name
 
 
-def test_restore_path_starts_from_the_weights(run, corpus, tmp_path):
-    checkpoint = Path(run.output_path) / "best_model.pth"
-    config = small_config(corpus, tmp_path, epochs=1, lr_gen=1e-12, lr_disc=1e-12)
-    restored = fit(config, restore_path=str(checkpoint))
-    state = torch.load(checkpoint, weights_only=True)["model"]
-    for name, tensor in restored.model.state_dict().items():
-        torch.testing.assert_close(tensor, state[name], atol=1e-6, rtol=1e-4)
-
-
-def test_restore_path_takes_an_exported_model(run, corpus, tmp_path, caplog):
-    checkpoints.export(Path(run.output_path) / "best_model.pth", tmp_path / "exported")
-    config = small_config(corpus, tmp_path / "out", epochs=1, lr_gen=1e-12, lr_disc=1e-12)
+@pytest.mark.parametrize("exported", [False, True])
+def test_restore_path_starts_from_the_weights(run, corpus, tmp_path, caplog, exported):
+    source = Path(run.output_path) / "best_model.pth"
+    state = torch.load(source, weights_only=True)["model"]
+    if exported:
+        convert.export(source, tmp_path / "exported")
+        source = tmp_path / "exported" / "model.safetensors"
+        state = {name: tensor for name, tensor in state.items() if name.startswith("generator.")}
     with caplog.at_level(logging.INFO, "trainer"):
-        restored = fit(config, restore_path=str(tmp_path / "exported" / "model.safetensors"))
-    assert "Restored the generator of model.safetensors; the discriminators start anew" in caplog.messages
-    state = torch.load(Path(run.output_path) / "best_model.pth", weights_only=True)["model"]
-    for name, tensor in restored.model.generator.state_dict().items():
-        torch.testing.assert_close(tensor, state[f"generator.{name}"], atol=1e-6, rtol=1e-4)
+        restored = make_trainer(small_config(corpus, tmp_path), restore_path=str(source))
+    for name, tensor in state.items():
+        assert torch.equal(restored.model.state_dict()[name], tensor), name
+    discriminators = "generator of model.safetensors; the discriminators start anew"
+    what = discriminators if exported else "generator and discriminators of best_model.pth"
+    assert f"Restored the {what}" in caplog.messages
 
 
 def test_small_run_takes_a_few_files(corpus, tmp_path):
@@ -156,12 +165,11 @@ def test_small_run_takes_a_few_files(corpus, tmp_path):
 
 def test_mels_to_learn_from_reach_the_generator(corpus, tmp_path):
     """Mels of silence for the files that are trained on and evaluated, whatever sounds in them."""
+    mels = tmp_path / "mels"
+    mels.mkdir()
     for path in corpus.glob("*.wav"):
-        frames = sf.info(path).frames // 256 + 1
-        (tmp_path / "mels").mkdir(exist_ok=True)
-        np.save(tmp_path / "mels" / f"{path.stem}.npy", np.full((80, frames), -11.0, dtype=np.float32))
-    config = small_config(corpus, tmp_path, feature_path=str(tmp_path / "mels"), epochs=1)
-    training = make_trainer(config)
+        np.save(mels / path.stem, np.full((80, sf.info(path).frames // 256 + 1), -11.0, dtype=np.float32))
+    training = make_trainer(small_config(corpus, tmp_path, feature_path=str(mels), epochs=1))
     seen = []
     training.model.generator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     training.fit()
@@ -195,33 +203,31 @@ def test_train_vocoder_trains_it(corpus, tmp_path):
     assert json.loads((folder / "config.json").read_text())["batch_size"] == 2
 
 
-def recipe(path: str, patch: pytest.MonkeyPatch):
-    return scripts.load(scripts.RECIPES / f"{path}.py", patch)
+def recipe(corpus: str, patch: pytest.MonkeyPatch):
+    return scripts.load(scripts.RECIPES / corpus / "apnet2" / "train_apnet2.py", patch)
 
 
 def test_recipes_take_what_the_launcher_passes(monkeypatch):
-    args = recipe("ljspeech/apnet2/train_apnet2", monkeypatch).parse_args(
+    args = recipe("ljspeech", monkeypatch).parse_args(
         ["--continue_path=", "--restore_path=", "--group_id=group_1", "--use_ddp=true", "--batch_size=2", "--rank=1"]
     )
     assert args.use_ddp is True and args.rank == 1 and args.group_id == "group_1" and args.batch_size == 2
 
 
-TRAIN_RECIPES = ["ljspeech/apnet2/train_apnet2", "flite/apnet2/train_apnet2"]
-
-
-@pytest.mark.parametrize("path", TRAIN_RECIPES)
-def test_recipes_name_missing_data_in_one_line(path, tmp_path, monkeypatch):
+@pytest.mark.parametrize("corpus", ["ljspeech", "flite"])
+def test_recipes_name_missing_data_in_one_line(corpus, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as end:
-        recipe(path, monkeypatch).main(["--data_path", str(tmp_path / "nowhere")])
-    assert str(tmp_path / "nowhere") in end.value.code and "no such folder" in end.value.code
+        recipe(corpus, monkeypatch).main(["--data_path", str(tmp_path / "nowhere")])
+    error, advice = end.value.code.split("\n")
+    assert error.startswith(f"error: {tmp_path / 'nowhere'}: no such folder") and "recipes" in advice
 
 
 @pytest.mark.slow
 def test_the_flite_recipe_trains(tmp_path, monkeypatch):
     """With smaller networks; that of LJSpeech does in tests/test_distributed.py."""
-    script = recipe("flite/apnet2/train_apnet2", monkeypatch)
-    small = {"phase": PredictorConfig(**SMALL), "mpd_channels": [4, 8], "mrd_channels": 4, "eval_metrics": []}
-    monkeypatch.setattr(script, "Apnet2Config", lambda **settings: Apnet2Config(**settings | small))
+    script = recipe("flite", monkeypatch)
+    small = {"phase": tiny.config().phase, "eval_metrics": []}
+    monkeypatch.setattr(script, "Apnet2Config", lambda **settings: tiny.config(**settings | small))
     wavs = make_corpus(tmp_path / "wavs", n_files=81, n_samples=8192)
     settings = ["--batch_size", "1", "--steps", "1", "--seq_len", "8192"]
     script.main(["--data_path", str(wavs), "--output_path", str(tmp_path / "out"), *settings])

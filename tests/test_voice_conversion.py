@@ -8,12 +8,13 @@ import pytest
 import soundfile
 import torch
 from acoustic_models import D_VECTORS, build, save
-from test_speak import tts
+from command_line import RATE, tts, tts_api
 
-from apnet2_tts_plugin import store
-from apnet2_tts_plugin.pairing import analyse
+from apnet2_tts_plugin.errors import PairingError
+from apnet2_tts_plugin.pairing.convert import analyse
+from apnet2_tts_plugin.weights.find import find_weights
 
-RATE = 22050
+FREEVC = "voice_conversion_models/multilingual/vctk/freevc24"
 
 
 @pytest.fixture
@@ -49,15 +50,14 @@ def wavlm(tts_home):
 
 @pytest.fixture(scope="module")
 def freevc(tts_home, wavlm):
-    """Folder of a FreeVC, known as `voice_conversion_models/multilingual/vctk/freevc24`."""
+    """Folder of a FreeVC, known as `FREEVC`."""
     from TTS.vc.configs.freevc_config import FreeVCConfig
     from TTS.vc.models.freevc import FreeVC
 
     torch.manual_seed(6)
     config = FreeVCConfig()
     config.model_args = dataclasses.replace(config.model_args, ssl_dim=wavlm, upsample_initial_channel=32)
-    folder = tts_home / "voice_conversion_models--multilingual--vctk--freevc24"
-    return save(FreeVC(config), config, folder)
+    return save(FreeVC(config), config, tts_home / FREEVC.replace("/", "--"))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def openvoice(tmp_path_factory):
 
 
 def our_vocoder(folder) -> dict:
-    return dict(vocoder_checkpoint=store.weights_file(folder), vocoder_config=folder / "config.json")
+    return dict(vocoder_checkpoint=find_weights(folder), vocoder_config=folder / "config.json")
 
 
 def test_waveform_is_vocoded_again(openvoice, installed_vocoder, recordings):
@@ -94,27 +94,21 @@ def test_waveform_is_vocoded_again(openvoice, installed_vocoder, recordings):
     assert torch.equal(wav, expected) and len(wav) == len(own) // 256 * 256
 
 
-def test_command(freevc, installed_vocoder, recordings, tmp_path):
+def test_command(freevc, installed_vocoder, recordings, tmp_path, monkeypatch):
     """FreeVC's waveform has 24 kHz, the file has the vocoder's rate, and the same duration."""
     source, target = recordings
     out = tmp_path / "out.wav"
-    model = "voice_conversion_models/multilingual/vctk/freevc24"
-    files = "--source_wav", source, "--target_wav", target, "--out_path", out
-    assert tts("--model_name", model, *files) == 0
+    arguments = "--model_name", FREEVC, "--source_wav", source, "--target_wav", target, "--out_path", out
+    assert tts(*arguments) == 0
     alone = soundfile.info(out)
-    assert tts("--model_name", model, "--vocoder_name", "apnet2", *files) == 0
+    assert tts(*arguments, "--vocoder_name", "apnet2") == 0
     vocoded = soundfile.info(out)
     assert (alone.samplerate, vocoded.samplerate) == (24000, RATE)
     assert abs(vocoded.duration - alone.duration) < 0.02
-
-
-def test_strict(freevc, installed_vocoder, recordings, tmp_path, monkeypatch):
+    out.unlink()
     monkeypatch.setenv("APNET2_STRICT", "1")
-    model = "voice_conversion_models/multilingual/vctk/freevc24"
-    files = "--source_wav", recordings[0], "--target_wav", recordings[1], "--out_path", tmp_path / "out.wav"
-    line = tts("--model_name", model, "--vocoder_name", "apnet2", *files)
-    assert "sample_rate" in line and "APNET2_STRICT" in line
-    assert not (tmp_path / "out.wav").exists()
+    line = tts(*arguments, "--vocoder_name", "apnet2")
+    assert "sample_rate" in line and "APNET2_STRICT" in line and not out.exists()
 
 
 def test_features_are_refused_before_a_download(installed_vocoder, tts_home):
@@ -128,25 +122,20 @@ def test_features_are_refused_when_loaded(wavlm, installed_vocoder, tmp_path):
     from TTS.utils.synthesizer import Synthesizer
     from TTS.vc.configs.knnvc_config import KNNVCConfig
 
-    config = KNNVCConfig()
-    config.save_json(tmp_path / "config.json")
-    with pytest.raises(ValueError, match="knnvc cannot be followed by this vocoder"):
+    KNNVCConfig().save_json(tmp_path / "config.json")
+    with pytest.raises(PairingError, match="knnvc cannot be followed by this vocoder"):
         Synthesizer(vc_checkpoint=tmp_path, vc_config=tmp_path / "config.json", **our_vocoder(installed_vocoder))
 
 
 def test_voice_conversion_after_speech(glow_tts, freevc, installed_vocoder, recordings):
     """`tts_with_vc`: the vocoder was meant for the acoustic model; the converted voice is left as it is."""
-    from TTS.api import TTS
-
-    weights, config = store.weights_file(installed_vocoder), installed_vocoder / "config.json"
-    paths = {"model_path": glow_tts / "model_file.pth", "config_path": glow_tts / "config.json"}
-    api = TTS(**paths, vocoder_path=weights, vocoder_config_path=config)
+    api = tts_api(glow_tts, vocoder_path=installed_vocoder)
     assert len(api.tts_with_vc("hello there", speaker_wav=recordings[1])) > 0
     assert api.synthesizer.vocoder_model is not None and api.voice_converter.vocoder_model is None
 
 
 def test_other_vocoders_get_what_they_got(freevc, wavegan, recordings):
-    """Stock hands the waveform over as it is, and fails on it as without the plugin."""
+    """Stock hands the waveform over as it is."""
     from TTS.utils.synthesizer import Synthesizer
 
     stock = dict(vocoder_checkpoint=wavegan / "model_file.pth", vocoder_config=wavegan / "config.json")
@@ -159,11 +148,8 @@ def test_other_vocoders_get_what_they_got(freevc, wavegan, recordings):
 
 def test_vits_converts_voices(installed_vocoder, recordings, tmp_path):
     """Stock gives the vocoder the first sample of the converted voice instead of all of it."""
-    from TTS.api import TTS
-
     folder = build("vits", tmp_path / "vits", D_VECTORS)  # coqui-tts 0.28 fails with speaker ids
-    paths = {"model_path": folder / "model_file.pth", "config_path": folder / "config.json"}
-    api = TTS(**paths, vocoder_name="apnet2")
-    speakers = api.synthesizer.tts_model.speaker_manager.speaker_names
-    wav = api.synthesizer.tts(source_wav=recordings[0], source_speaker_name=speakers[0], speaker_name=speakers[1])
+    synthesizer = tts_api(folder, vocoder_name="apnet2").synthesizer
+    speakers = synthesizer.tts_model.speaker_manager.speaker_names
+    wav = synthesizer.tts(source_wav=recordings[0], source_speaker_name=speakers[0], speaker_name=speakers[1])
     assert len(wav) == RATE // 256 * 256

@@ -7,43 +7,58 @@ import golden
 import torch
 from torch import Tensor, nn
 
-from apnet2_tts_plugin import checkpoints
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
-from apnet2_tts_plugin.discriminators import multi_period, multi_resolution
-from apnet2_tts_plugin.generator import Generator
+from apnet2_tts_plugin.model import Apnet2
+from apnet2_tts_plugin.network.discriminators import multi_period, multi_resolution
+from apnet2_tts_plugin.network.generator import Generator, GlobalResponseNorm
+from apnet2_tts_plugin.weights import checkpoints
+from apnet2_tts_plugin.weights.official import rename_official
 
 
 def config(**changes) -> Apnet2Config:
-    """The configuration; sizes alone differ from the default."""
+    """The configuration; sizes alone differ from the default, and what `changes` names."""
     sizes = dict(channels=16, hidden_channels=32, blocks=1)
-    return Apnet2Config(
-        amplitude=PredictorConfig(**sizes),
+    amplitude = dict(channels=513) if changes.get("amplitude_start") == "pseudo_inverse" else {}
+    defaults = dict(
+        amplitude=PredictorConfig(**sizes | amplitude),
         phase=PredictorConfig(**sizes),
         mpd_channels=[4, 4],
         mrd_channels=4,
-        **changes,
     )
+    return Apnet2Config(**defaults | changes)
 
 
 def freev_config() -> Apnet2Config:
     """The configuration with FreeV's amplitude predictor, whose channels are not free to choose."""
-    freev = config()
-    freev.amplitude_start, freev.amplitude.channels = "pseudo_inverse", freev.audio.fft_size // 2 + 1
-    return freev
+    return config(amplitude_start="pseudo_inverse")
+
+
+def model(seed: int = 0, pools: bool = False, **changes) -> Apnet2:
+    """A model with the same random weights at each call, without touching the global generator.
+
+    Args:
+        seed: Of the weights.
+        pools: Whether GRN pools over time, as it does in a trained model; at first it is the identity.
+        changes: For `config`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = Apnet2(config(**changes))
+        for module in made.modules():
+            if pools and isinstance(module, GlobalResponseNorm):
+                nn.init.normal_(module.gamma)
+    return made.eval()
 
 
 def generator(loudness: float = 0.0) -> Generator:
-    """A generator with the same random weights at each call, amplified by exp(`loudness`)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = Generator(config())
+    """The generator of `model()`, amplified by exp(`loudness`)."""
+    network = model().generator
     nn.init.constant_(network.amplitude.output_conv.bias, loudness)
     return network
 
 
 def save(folder: Path, loudness: float = 0.0) -> Path:
     """Write the model to `folder`, as it is used."""
-    folder.mkdir(parents=True, exist_ok=True)
     checkpoints.save_config(config(), folder)
     checkpoints.save_weights(generator(loudness), folder)
     return folder
@@ -71,6 +86,6 @@ def official_discriminators(sizes: Apnet2Config | None = None) -> dict[str, dict
 def _with_official_names(name: str, network: nn.Module, shapes: str = "official_shapes.json") -> dict[str, Tensor]:
     official = json.loads((golden.DATA / shapes).read_text())
     official = official.get(name, official)  # FreeV's are those of the generator alone
-    ours = checkpoints.rename_official(name, dict(zip(official, official, strict=True)))
+    ours = rename_official(name, dict(zip(official, official, strict=True)))
     state = network.state_dict()
     return {official: state[ours] for ours, official in ours.items() if ours in state}

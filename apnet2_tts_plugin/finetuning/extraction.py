@@ -2,28 +2,23 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile as sf
 import soxr
 from torch import Tensor
-from tqdm import tqdm
 from TTS.tts.models.base_tts import BaseTTS
 
-from apnet2_tts_plugin.checkpoints import write_atomically
 from apnet2_tts_plugin.config import Apnet2Config
-from apnet2_tts_plugin.features import attempt, pending, write_array
-from apnet2_tts_plugin.pairing import Pairing
-from apnet2_tts_plugin.teacher_forcing import Sample, force, load_utterance
-
-logger = logging.getLogger(__name__)
-
-
-class ExtractionError(ValueError):
-    """Recordings and mels cannot be written to a folder; the message is one line."""
+from apnet2_tts_plugin.errors import FinetuningError
+from apnet2_tts_plugin.files import write_atomically
+from apnet2_tts_plugin.finetuning.features import skip_unusable, write_features
+from apnet2_tts_plugin.finetuning.teacher_forcing import Sample, force, load_utterance
+from apnet2_tts_plugin.pairing.convert import Pairing
+from apnet2_tts_plugin.weights.find import CONFIG_NAME
 
 
 def extract(
@@ -42,38 +37,35 @@ def extract(
     removed.
 
     Args:
-        model: The acoustic model, as `teacher_forcing.check` allows.
+        model: The acoustic model, as `teacher_forcing.check_can_be_forced` allows.
         samples: What to do; several processes may each take a part.
         data_path: Folder with the recordings.
         out: Folder to write to; made if need be.
-        paired: The model paired with the vocoder, see `pairing.pair`.
+        paired: The model paired with the vocoder, see `pairing.convert.pair`.
         batch_size: Samples of about the same length that go through the model together.
 
     Returns:
         Number of samples left out.
 
     Raises:
-        TeacherForcingError: if a speaker is none of the model's.
-        ExtractionError: if a recording cannot be written.
+        FinetuningError: if a speaker is none of the model's, or a recording cannot be written.
         OSError: if a mel cannot be written.
     """
     by_path = {sample.path: sample for sample in samples}
-    targets = pending(list(by_path), data_path, out / "mels")
-    with tqdm(total=len(targets), desc="Predicting mels", unit="file", disable=None, leave=False) as bar:
-        for batch in _batches([by_path[path] for path in targets], batch_size):
+
+    def compute(paths: list[Path]) -> Iterator[tuple[Path, np.ndarray]]:
+        for batch in _batches([by_path[path] for path in paths], batch_size):
             for sample, output, waveform in _forced(model, batch):
-                aligned = attempt(sample.path, _aligned, paired, output, waveform)
+                aligned = skip_unusable(sample.path, _aligned, paired, output, waveform)
                 if aligned is not None:
                     mel, waveform = aligned
                     _write_wav(_wav(sample.path, data_path, out), waveform, paired.audio.sample_rate)
-                    write_array(targets.pop(sample.path), mel)  # last: it stands for both
-            bar.update(len(batch))
-    for path, target in targets.items():
-        target.unlink(missing_ok=True)
+                    yield sample.path, mel  # written last: it stands for both
+
+    left_out = write_features(list(by_path), data_path, out / "mels", compute)
+    for path in left_out:
         _wav(path, data_path, out).unlink(missing_ok=True)
-    if targets:
-        logger.warning("Left out %d of %d samples", len(targets), len(samples))
-    return len(targets)
+    return len(left_out)
 
 
 def _wav(path: Path, data_path: Path, out: Path) -> Path:
@@ -88,7 +80,7 @@ def _batches(samples: list[Sample], batch_size: int) -> list[list[Sample]]:
 
 def _forced(model: BaseTTS, samples: list[Sample]) -> Iterator[tuple[Sample, Tensor, np.ndarray]]:
     """Each sample that can be used, the model's output for it, and its recording."""
-    loaded = [(sample, attempt(sample.path, load_utterance, model, sample)) for sample in samples]
+    loaded = [(sample, skip_unusable(sample.path, load_utterance, model, sample)) for sample in samples]
     loaded = [(sample, utterance) for sample, utterance in loaded if utterance is not None]
     if loaded:
         outputs = force(model, [utterance for _, utterance in loaded])
@@ -110,43 +102,22 @@ def _aligned(paired: Pairing, output: Tensor, waveform: np.ndarray) -> tuple[np.
 def _write_wav(path: Path, waveform: np.ndarray, sample_rate: int) -> None:
     """Write (n,) as it is, in float32: normalised to a mean volume, it may go beyond [-1, 1]."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: sf.write(file, waveform, sample_rate, format="WAV", subtype="FLOAT"))
     except (OSError, sf.LibsndfileError) as error:
-        raise ExtractionError(f"{path}: cannot be written ({error})") from error
+        raise FinetuningError(f"{path}: cannot be written ({error})") from error
 
 
-def claim(out: Path, checkpoint: Path, samples: list[Sample], data_path: Path, vocoder_config: Apnet2Config) -> None:
-    """Note in `out` of which model, data and vocoder its mels are, so that those of others are never mixed in.
-
-    A note is binding as soon as there is a mel.
-
-    Raises:
-        ExtractionError: if the folder has mels of others.
-    """
-    settings = checkpoint.with_name("config.json").read_bytes()
+def mel_source(
+    checkpoint: Path, samples: list[Sample], data_path: Path, vocoder_config: Apnet2Config
+) -> dict[str, Any]:
+    """What the mels of an acoustic model depend on: model, data and vocoder; see `features.note_source`."""
+    settings = checkpoint.with_name(CONFIG_NAME).read_bytes()
     state = checkpoint.stat()
-    spoken = [[str(sample.path.relative_to(data_path)), sample.text, sample.speaker] for sample in samples]
-    source = {
+    texts = [[str(sample.path.relative_to(data_path)), sample.text, sample.speaker] for sample in samples]
+    return {
         "checkpoint": [str(checkpoint.resolve()), state.st_size, state.st_mtime_ns],
         "config": hashlib.sha256(settings).hexdigest(),
         "data_path": str(data_path.resolve()),
-        "metadata": hashlib.sha256(json.dumps(spoken).encode()).hexdigest(),
+        "metadata": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
         "audio": vocoder_config.audio.to_dict(),
     }
-    path = out / "source.json"
-    if not path.is_file() or not any((out / "mels").rglob("*.npy")):
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: file.write_text(json.dumps(source, indent=1), encoding="utf-8"))
-    elif differing := [name for name, value in _read_json(path).items() if source.get(name) != value]:
-        raise ExtractionError(
-            f"{out}: has mels of another {' and '.join(differing)}, see {path.name} in it; "
-            "delete the folder, or name another one"
-        )
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExtractionError(f"{path}: cannot be read ({error}); delete the folder it is in") from error

@@ -27,13 +27,9 @@ from TTS.tts.utils.helpers import sequence_mask
 from TTS.utils.audio import AudioProcessor
 from TTS.utils.audio.numpy_transforms import rms_volume_norm
 
-from apnet2_tts_plugin.corpus import DataError
-from apnet2_tts_plugin.data import read_audio
-from apnet2_tts_plugin.features import find_checkpoint
-
-
-class TeacherForcingError(ValueError):
-    """No mels can be had of this acoustic model; the message is one line."""
+from apnet2_tts_plugin.audio import read_audio
+from apnet2_tts_plugin.errors import DataError, FinetuningError, one_line
+from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
 
 
 @dataclass(frozen=True)
@@ -85,28 +81,28 @@ def load_acoustic_model(path: str | os.PathLike, device: str = "cpu") -> BaseTTS
 
     Raises:
         CheckpointError: if there is no checkpoint.
-        TeacherForcingError: if it cannot be loaded, or is none that can be forced.
+        FinetuningError: if it cannot be loaded, or is none that can be forced.
     """
-    checkpoint = find_checkpoint(path)
+    checkpoint = find_weights(path, checkpoint_first=True)
     try:
-        config = load_config(checkpoint.with_name("config.json"))
+        config = load_config(checkpoint.with_name(CONFIG_NAME))
         model = setup_model(config)
-        check(model)
+        check_can_be_forced(model)
         model.load_checkpoint(config, checkpoint, eval=True)
-    except TeacherForcingError:
+    except FinetuningError:
         raise
     except Exception as error:  # settings, phonemizers and damaged files make coqui raise almost anything
-        raise TeacherForcingError(f"{path}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+        raise FinetuningError(f"{path}: cannot be loaded ({one_line(error)})") from error
     if isinstance(model, BaseTacotron):  # of the second decoder only the loss of its training has a use
         model.double_decoder_consistency = model.bidirectional_decoder = False
     return model.to(device)
 
 
-def check(model: BaseTTS) -> None:
+def check_can_be_forced(model: BaseTTS) -> None:
     """Refuse a model that cannot be forced.
 
     Raises:
-        TeacherForcingError: with the reason.
+        FinetuningError: with the reason.
     """
     if isinstance(model, BaseTacotron | GlowTTS):
         return
@@ -118,7 +114,7 @@ def check(model: BaseTTS) -> None:
         reason = "it has no aligner, and its durations are in files of its training"
     else:
         return
-    raise TeacherForcingError(
+    raise FinetuningError(
         f"{model.config.model}: {reason}; expected tacotron, tacotron2, glow_tts or speedy_speech, "
         "for others train on the recordings' own mels"
     )
@@ -168,7 +164,7 @@ def force(model: BaseTTS, utterances: list[Utterance]) -> list[Tensor]:
     """What the model makes of utterances, its dropout switched off.
 
     Args:
-        model: The model, as `check` allows.
+        model: The model, as `check_can_be_forced` allows.
         utterances: A batch of them. Except in Glow-TTS, the padding behind the shorter ones leaks into their ends, as
             in the model's training.
 
@@ -177,7 +173,7 @@ def force(model: BaseTTS, utterances: list[Utterance]) -> list[Tensor]:
         linear spectrogram of a Tacotron 1.
 
     Raises:
-        TeacherForcingError: if a speaker is none of the model's.
+        FinetuningError: if a speaker is none of the model's.
     """
     model.eval()
     order = sorted(range(len(utterances)), key=lambda i: -len(utterances[i].tokens))
@@ -201,7 +197,7 @@ def _speakers(model: BaseTTS, names: list[str | None]) -> dict[str, Tensor | Non
     try:
         ids, vectors = zip(*[model._get_speaker_id_or_dvector(name) for name in names], strict=True)
     except (KeyError, ValueError) as error:
-        raise TeacherForcingError(f"{model.config.model}: {error.args[0]}") from error
+        raise FinetuningError(f"{model.config.model}: {error.args[0]}") from error
     return {
         "speaker_ids": None if ids[0] is None else torch.cat(ids),
         "d_vectors": None if vectors[0] is None else torch.cat(vectors),

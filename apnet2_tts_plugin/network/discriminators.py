@@ -1,6 +1,6 @@
 """The two discriminators of training: periods of the waveform, and magnitude spectra at several resolutions.
 
-Each returns one `Judgement` per part, whose feature maps serve the feature matching loss.
+Each returns one `DiscriminatorOutput` per sub-discriminator, whose feature maps serve the feature matching loss.
 """
 
 from typing import NamedTuple
@@ -14,23 +14,24 @@ from torch.nn.utils.parametrizations import weight_norm
 LEAKY_SLOPE = 0.1
 
 
-class Judgement(NamedTuple):
-    """A discriminator part's scores (B, n) and its feature maps in order, the score map last.
+class DiscriminatorOutput(NamedTuple):
+    """A sub-discriminator's scores (B, n) and its feature maps in order, the score map last.
 
-    The maps are laid out as the part computes them: the first axis has the items of the batch in order, each once or
-    several times in a row.
+    The maps are laid out as they are computed: the first axis has the items of the batch in order, each once or several
+    times in a row.
     """
 
     scores: Tensor
-    features: list[Tensor]
+    feature_maps: list[Tensor]
 
 
-class RowConvolution(torch.autograd.Function):
-    """A convolution over the middle axis of x (N, H, C), as matrix products.
+class MatmulConv1d(torch.autograd.Function):
+    """A convolution over time, the middle axis of x (N, H, C), as matrix products; for processors.
 
     weight is (D, kernel size * C), bias (D), for an odd kernel, padded by half of it; the result is (N * H', D). In the
     multi-period discriminator this reaches three quarters of the speed of a large matrix product on a processor,
-    forward and backward; torch's own convolution reaches half, and training spends most of its time here.
+    forward and backward; torch's own convolution reaches half, and training spends most of its time here. It holds up
+    to five times the input in memory, and was not measured on CUDA, where cuDNN is used.
     """
 
     @staticmethod
@@ -52,7 +53,8 @@ class RowConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             of_weight = gradient.t() @ _patches(x, kernel_size, ctx.stride).flatten(0, 1)
         if ctx.needs_input_grad[2]:
-            # In halves, real and generated of a pair: where they cancel, Adam would make a step of any rounding error.
+            # Sum the real and the generated half apart: early in training they cancel, and Adam would turn the rounding
+            # error into a full step.
             halves = gradient.unflatten(0, (2, -1)) if len(gradient) % 2 == 0 else gradient[None]
             of_bias = halves.sum(dim=1).sum(dim=0)
         return of_x, of_weight, of_bias, None
@@ -81,7 +83,7 @@ class ConvStack(nn.Module):
     """2-D convolutions with leaky ReLUs and a last one to a single channel, all weight-normalised.
 
     Shape:
-        x (B, 1, H, W) to a `Judgement`.
+        x (B, 1, H, W) to a `DiscriminatorOutput`.
     """
 
     def __init__(self, convs: list[nn.Conv2d], output_conv: nn.Conv2d):
@@ -89,51 +91,58 @@ class ConvStack(nn.Module):
         self.convs = nn.ModuleList(weight_norm(conv) for conv in convs)
         self.output_conv = weight_norm(output_conv)
 
-    def forward(self, x: Tensor) -> Judgement:
-        features = []
+    def forward(self, x: Tensor) -> DiscriminatorOutput:
+        feature_maps = []
         for conv in self.convs:
             # Channels last: a fifth faster than channels first on a processor.
             x = conv(x).contiguous(memory_format=torch.channels_last)
             x = F.leaky_relu(x, LEAKY_SLOPE, inplace=True)
-            features.append(x)
-        features.append(self.output_conv(x))
-        return Judgement(features[-1].flatten(1), features)
+            feature_maps.append(x)
+        feature_maps.append(self.output_conv(x))
+        return DiscriminatorOutput(feature_maps[-1].flatten(1), feature_maps)
 
 
-class RowStack(ConvStack):
-    """A `ConvStack` over one axis: its kernels have the width 1.
+class PeriodConvStack(ConvStack):
+    """A `ConvStack` over time alone: its kernels have the width 1.
 
     Shape:
-        x (B, 1, H, W) to a `Judgement` with maps (B * W, H', C).
+        x (B, 1, H, W) to a `DiscriminatorOutput` with maps (B * W, H', C).
     """
 
-    def forward(self, x: Tensor) -> Judgement:
+    def forward(self, x: Tensor) -> DiscriminatorOutput:
         items, _, length, width = x.shape
         x = x.permute(0, 3, 2, 1).reshape(items * width, length, 1)
-        features = []
+        convolve = matmul_conv1d if x.device.type == "cpu" else library_conv1d
+        feature_maps = []
         for conv in self.convs:
-            rows = F.leaky_relu(_convolve_rows(conv, x), LEAKY_SLOPE, inplace=True)
-            x = rows.view(items * width, -1, conv.out_channels)
-            features.append(x)
-        features.append(_convolve_rows(self.output_conv, x))
-        scores = features[-1].view(items, width, -1).transpose(1, 2)
-        return Judgement(scores.flatten(1), features)
+            x = F.leaky_relu(convolve(conv, x), LEAKY_SLOPE, inplace=True)
+            feature_maps.append(x)
+        feature_maps.append(convolve(self.output_conv, x))
+        scores = feature_maps[-1].view(items, width, -1).transpose(1, 2)
+        return DiscriminatorOutput(scores.flatten(1), feature_maps)
 
 
-def _convolve_rows(conv: nn.Conv2d, x: Tensor) -> Tensor:
+def library_conv1d(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """x (N, H, C) to (N, H', D) by a kernel of width 1, as torch convolves (cuDNN on CUDA)."""
+    weight = conv.weight.squeeze(3)
+    x = F.conv1d(x.transpose(1, 2), weight, conv.bias, conv.stride[0], conv.padding[0])
+    return x.transpose(1, 2).contiguous()
+
+
+def matmul_conv1d(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """The same as `library_conv1d`, as matrix products."""
     weight, bias = conv.weight.squeeze(3).transpose(1, 2).flatten(1), conv.bias
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-    return RowConvolution.apply(x, weight, bias, conv.stride[0])
+    return MatmulConv1d.apply(x, weight, bias, conv.stride[0]).view(len(x), -1, conv.out_channels)
 
 
 class PeriodDiscriminator(nn.Module):
     """Judges a waveform folded to rows of one period (HiFi-GAN, arXiv 2010.05646, section 2.3).
 
     Shape:
-        waveform (B, N) to a `Judgement`.
+        waveform (B, N) to a `DiscriminatorOutput`.
     """
 
     def __init__(self, period: int, channels: list[int]):
@@ -144,9 +153,9 @@ class PeriodDiscriminator(nn.Module):
         convs = [
             nn.Conv2d(widths[i], widths[i + 1], (5, 1), (strides[i], 1), padding=(2, 0)) for i in range(len(channels))
         ]
-        self.stack = RowStack(convs, nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))
+        self.stack = PeriodConvStack(convs, nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))
 
-    def forward(self, waveform: Tensor) -> Judgement:
+    def forward(self, waveform: Tensor) -> DiscriminatorOutput:
         missing = -waveform.shape[1] % self.period
         waveform = F.pad(waveform[:, None], (0, missing), "reflect")
         return self.stack(waveform.unflatten(2, (-1, self.period)))
@@ -156,7 +165,7 @@ class ResolutionDiscriminator(nn.Module):
     """Judges a magnitude spectrum (UnivNet, arXiv 2106.07889, section 2.2), with a rectangular window as APNet2 does.
 
     Shape:
-        waveform (B, N) to a `Judgement`.
+        waveform (B, N) to a `DiscriminatorOutput`.
     """
 
     def __init__(self, n_fft: int, hop_length: int, win_length: int, channels: int):
@@ -171,7 +180,7 @@ class ResolutionDiscriminator(nn.Module):
         ]
         self.stack = ConvStack(convs, nn.Conv2d(channels, 1, 3, padding=1))
 
-    def forward(self, waveform: Tensor) -> Judgement:
+    def forward(self, waveform: Tensor) -> DiscriminatorOutput:
         with torch.autocast(waveform.device.type, enabled=False):
             rectangular = waveform.new_ones(self.sizes[2], dtype=torch.float32)
             spectrum = torch.stft(waveform.float(), *self.sizes, rectangular, return_complex=True)
@@ -179,29 +188,31 @@ class ResolutionDiscriminator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """A list of parts that judge the same waveform.
+    """Sub-discriminators that judge the same waveform.
 
     Shape:
-        waveform (B, N) to one `Judgement` per part.
+        waveform (B, N) to one `DiscriminatorOutput` for each.
     """
 
     def __init__(self, parts: list[nn.Module]):
         super().__init__()
         self.parts = nn.ModuleList(parts)
 
-    def forward(self, waveform: Tensor) -> list[Judgement]:
+    def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:
         return [part(waveform) for part in self.parts]
 
-    def pair(self, real: Tensor, generated: Tensor) -> tuple[list[Judgement], list[Judgement]]:
+    def pair(self, real: Tensor, generated: Tensor) -> tuple[list[DiscriminatorOutput], list[DiscriminatorOutput]]:
         """Judge real and generated waveforms (B, N) in one pass; the same as apart, as no item sees another."""
-        halves = [_halves(judgement) for judgement in self(torch.cat([real, generated]))]
+        halves = [_halves(output) for output in self(torch.cat([real, generated]))]
         return [first for first, _ in halves], [second for _, second in halves]
 
 
-def _halves(judgement: Judgement) -> tuple[Judgement, Judgement]:
-    maps = [feature.chunk(2) for feature in judgement.features]
-    first, second = judgement.scores.chunk(2)
-    return Judgement(first, [half for half, _ in maps]), Judgement(second, [half for _, half in maps])
+def _halves(output: DiscriminatorOutput) -> tuple[DiscriminatorOutput, DiscriminatorOutput]:
+    maps = [feature_map.chunk(2) for feature_map in output.feature_maps]
+    first, second = output.scores.chunk(2)
+    return DiscriminatorOutput(first, [half for half, _ in maps]), DiscriminatorOutput(
+        second, [half for _, half in maps]
+    )
 
 
 def multi_period(periods: list[int], channels: list[int]) -> Discriminator:

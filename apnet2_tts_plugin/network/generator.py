@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
-from apnet2_tts_plugin.spectra import AMPLITUDE_FLOOR, ISTFT, Float32Buffers, mel_basis
+from apnet2_tts_plugin.network.spectra import AMPLITUDE_FLOOR, ISTFT, Float32Buffers, mel_basis
 
 
 class GlobalResponseNorm(nn.Module):
@@ -162,7 +162,7 @@ class PhasePredictor(nn.Module):
 class Prediction(NamedTuple):
     """What the generator predicts, in float32.
 
-    log_amplitude (B, n_bins, T) is natural, phase (B, n_bins, T) in (-pi, pi], spectrum (B, n_bins, T) complex, and
+    log_amplitude (B, n_bins, T) is natural, phase (B, n_bins, T) in [-pi, pi], spectrum (B, n_bins, T) complex, and
     waveform (B, (T - 1) * hop_length).
     """
 
@@ -173,7 +173,10 @@ class Prediction(NamedTuple):
 
 
 class Generator(nn.Module):
-    """APNet2's generator, of the sizes in `config`; its input, called mel here, may be a latent (B, n_inputs, T)."""
+    """APNet2's generator, of the sizes in `config`.
+
+    Its input, called mel here, may be a latent (B, n_inputs, T).
+    """
 
     def __init__(self, config: Apnet2Config):
         super().__init__()
@@ -221,13 +224,13 @@ class Generator(nn.Module):
         log_amplitude = self.amplitude(mel, mask)
         real, imag = self.phase(mel, mask)
         with torch.autocast(mel.device.type, enabled=False):
-            pseudo = torch.complex(real.float(), imag.float())
-            # cos and sin of the angle are the parts over their modulus: no arctangent, cosine or sine is needed.
-            spectrum = pseudo * (log_amplitude.float().exp() / pseudo.abs().clamp(min=torch.finfo(torch.float32).tiny))
+            # sgn(z) = z / |z| is the angle's cosine and sine: no arctangent is needed.
+            direction = torch.complex(real.float(), imag.float()).sgn()
+            spectrum = direction * log_amplitude.float().exp()
             waveform = self.istft(spectrum, None if mask is None else mask.float())
         if lengths is not None:
             samples = torch.arange(waveform.shape[1], device=mel.device)
-            waveform = waveform * (samples < (lengths - 1) * self.hop_length)
+            waveform = waveform.masked_fill(samples >= (lengths - 1) * self.hop_length, 0.0)
         return waveform
 
 

@@ -102,8 +102,9 @@ class ISTFT(Float32Buffers):
         frames = torch.fft.irfft(spectrum.transpose(1, 2), n=self.n_fft) * self.window
         squared_window = self.window.square().expand(1, spectrum.shape[2], -1)
         if mask is not None:
-            frames = frames * mask
-            squared_window = squared_window * mask
+            padded = mask == 0
+            frames = frames.masked_fill(padded, 0.0)
+            squared_window = squared_window.expand(len(frames), -1, -1).masked_fill(padded, 0.0)
         start = self.n_fft // 2
         end = start + (spectrum.shape[2] - 1) * self.hop_length
         waveform = self._overlap_add(frames)[:, start:end]
@@ -157,7 +158,7 @@ class LogMel(Float32Buffers):
 
     @classmethod
     def from_audio_config(cls, audio, full_band: bool = False) -> "LogMel":
-        """The mel of `audio` (a coqui audio config); `full_band` goes up to half the sample rate, as the loss does."""
+        """The analysis of a coqui audio config; `full_band` goes up to half the sample rate, as the loss does."""
         fmin, fmax = (0.0, None) if full_band else (audio.mel_fmin, audio.mel_fmax)
         sizes = (audio.sample_rate, audio.fft_size, audio.hop_length, audio.win_length, audio.num_mels)
         return cls(*sizes, fmin, fmax)
@@ -178,5 +179,5 @@ def log_amplitude(spectrum: Tensor) -> Tensor:
 
 
 def phase(spectrum: Tensor) -> Tensor:
-    """Wrapped phase in (-pi, pi], same shape."""
+    """Wrapped phase in [-pi, pi], same shape."""
     return torch.atan2(spectrum.imag, spectrum.real)

@@ -1,8 +1,8 @@
-"""From an acoustic model's output to our input, as a `Plan` says: a mel of the vocoder's own analysis, or a latent.
+"""From an acoustic model's output to the vocoder's input, as a `Plan` says: a mel of its own analysis, or a latent.
 
 A spectrogram (T, n) is converted in this order: its scale exactly (`natural_log`), its bands approximately where they
-differ (`Bands`), its frame rate by interpolation (`change_frame_rate`). A finished waveform is analysed as a recording
-would be (`analyse`). Logarithms are natural, frequencies in Hz, lengths in samples.
+differ (`BandProjection`), its frame rate by interpolation (`change_frame_rate`). A finished waveform is analysed as a
+recording would be (`analyse`). Logarithms are natural, frequencies in Hz, lengths in samples.
 """
 
 import numpy as np
@@ -12,19 +12,19 @@ import torchaudio
 from torch import Tensor, nn
 from TTS.utils.audio import AudioProcessor
 
-from apnet2_tts_plugin import latents
-from apnet2_tts_plugin.plan import (
+from apnet2_tts_plugin.errors import PairingError
+from apnet2_tts_plugin.network.spectra import MEL_FLOOR, LogMel, mel_basis
+from apnet2_tts_plugin.pairing.plan import (
     LATENT,
     LINEAR,
     MEL,
     WAVEFORM,
-    PairingError,
     Plan,
     Verdict,
     make_plan,
     waveform_sample_rate,
 )
-from apnet2_tts_plugin.spectra import MEL_FLOOR, LogMel, mel_basis
+from apnet2_tts_plugin.pairing.vits import LatentDecoder, finite, with_decoder
 
 
 class Pairing:
@@ -46,12 +46,14 @@ class Pairing:
         self.sample_rate = sample_rate
         self.audio = audio
         if impossible := plan.with_verdict(Verdict.IMPOSSIBLE):
-            reasons = [f"{item.name} is {item.theirs}, expected {item.ours} ({item.remark})" for item in impossible]
+            reasons = [
+                f"{item.name} is {item.acoustic}, expected {item.vocoder} ({item.remark})" for item in impossible
+            ]
             raise PairingError(f"{plan.model} cannot be followed by this vocoder: {'; '.join(reasons)}")
         self.n_channels = 0
         if plan.output in (MEL, LINEAR):
             self.n_channels = ap.num_mels if plan.output == MEL else ap.fft_size // 2 + 1
-            self.bands = Bands(ap, audio, plan.output)
+            self.bands = BandProjection(ap, audio, plan.output)
 
     def vocoder_input(self, output: Tensor | np.ndarray) -> Tensor:
         """What the vocoder needs for one sentence.
@@ -83,17 +85,17 @@ class Pairing:
         """The model to call: `model` itself, or for a latent vocoder a VITS like it that has the vocoder as decoder."""
         if self.plan.output != LATENT:
             return model
-        return latents.with_decoder(model, latents.LatentDecoder(vocoder))
+        return with_decoder(model, LatentDecoder(vocoder))
 
     def vocode(self, output: Tensor | np.ndarray, vocoder: nn.Module) -> Tensor | np.ndarray:
         """Waveform (1, 1, N) of what `acoustic_model` gave for a sentence, or that itself if it is vocoded already.
 
         Raises:
-            PairingError: if it cannot be vocoded, see `vocoder_input`.
+            PairingError: if it cannot be vocoded, see `vocoder_input`, or the vocoder gives no finite waveform.
         """
         if self.plan.output == LATENT:
             return output
-        return vocoder.inference(self.vocoder_input(output).to(next(vocoder.parameters()).device))
+        return finite(vocoder.inference(self.vocoder_input(output).to(next(vocoder.parameters()).device)))
 
     def _convert(self, spectrogram: np.ndarray) -> Tensor:
         log_mel = self.bands(natural_log(spectrogram, self.ap, self.plan.output))
@@ -112,7 +114,7 @@ def pair(tts_model, vocoder_config) -> Pairing:
 
 
 def pair_configs(tts_config, ap: AudioProcessor | None, vocoder_config) -> Pairing:
-    """The same for an acoustic model's configuration and audio processor.
+    """Pair an acoustic model of this configuration and audio processor with a vocoder of that one.
 
     Raises:
         PairingError: if they do not go together.
@@ -135,27 +137,29 @@ def natural_log(spectrogram: np.ndarray, ap: AudioProcessor, output: str = MEL) 
     return np.maximum(natural, np.log(MEL_FLOOR))
 
 
-class Bands:
+class BandProjection:
     """A log-spectrogram over the bands of an acoustic model, (n, T), to one over the vocoder's, (n_mels, T).
 
     A linear spectrogram is filtered. Mel bands cannot be taken apart, so that from them it is an estimate:
     log(max(B' R (max(B^+ exp(log_mel), 0) / |H|), 1e-5)), with B^+ the pseudo-inverse of the acoustic model's mel
     filters, H the frequency response of its preemphasis, R the step from its grid of frequencies to the vocoder's, and
-    B' the vocoder's filters. The magnitude of noise grows as sqrt(sample rate * window length), and is scaled by the
-    ratio of these; a voice's grows faster, by 1 dB or so. Where the bands are equal, nothing else is done.
+    B' the vocoder's filters. Noise of power density P(f) has the mean squared magnitude sample_rate * P(f) * sum(w^2)
+    under a window w, whose sum of squares grows as its length: magnitudes are scaled by the root of the ratio of
+    sample_rate * win_length. Those of a voice grow as sum(w) instead, which is 1 dB or so more. Where the bands are
+    equal, nothing else is done.
     """
 
     def __init__(self, ap: AudioProcessor, audio, output: str = MEL):
-        theirs = ap.mel_basis.astype(np.float64)  # in single precision the inverse is off by a percent
-        ours = mel_basis(audio.sample_rate, audio.fft_size, audio.num_mels, audio.mel_fmin, audio.mel_fmax)
+        filters = ap.mel_basis.astype(np.float64)  # in single precision the inverse is off by a percent
+        own = mel_basis(audio.sample_rate, audio.fft_size, audio.num_mels, audio.mel_fmin, audio.mel_fmax)
         self.gain = np.sqrt(audio.sample_rate * audio.win_length / (ap.sample_rate * ap.win_length))
-        is_same = output == MEL and ours.shape == theirs.shape and np.allclose(ours, theirs, atol=1e-6)
+        is_same = output == MEL and own.shape == filters.shape and np.allclose(own, filters, atol=1e-6)
         self.is_same = is_same and not ap.preemphasis
         if self.is_same:
             return
-        self.to_bins = np.linalg.pinv(theirs) if output == MEL else None
-        step = frequency_step(ap.sample_rate, ap.fft_size, audio.sample_rate, audio.fft_size)
-        self.to_bands = self.gain * (ours @ step) / preemphasis_response(ap)
+        self.to_bins = np.linalg.pinv(filters) if output == MEL else None
+        step = frequency_interpolation(ap.sample_rate, ap.fft_size, audio.sample_rate, audio.fft_size)
+        self.to_bands = self.gain * (own @ step) / preemphasis_response(ap)
 
     def __call__(self, log_spectrogram: np.ndarray) -> np.ndarray:
         if self.is_same:
@@ -172,7 +176,7 @@ def preemphasis_response(ap: AudioProcessor) -> np.ndarray:
     return np.abs(1 - (ap.preemphasis or 0.0) * np.exp(-1j * angle))
 
 
-def frequency_step(sample_rate: int, fft_size: int, new_sample_rate: int, new_fft_size: int) -> np.ndarray:
+def frequency_interpolation(sample_rate: int, fft_size: int, new_sample_rate: int, new_fft_size: int) -> np.ndarray:
     """Matrix (new bins, bins) that interpolates a magnitude spectrum linearly; zero above the old Nyquist frequency.
 
     With the same rate and size on both sides it is the identity.
@@ -193,11 +197,8 @@ def change_frame_rate(log_mel: np.ndarray, ratio: float) -> np.ndarray:
     if ratio == 1:
         return log_mel
     last = log_mel.shape[1] - 1
-    position = np.minimum(np.arange(round(last * ratio) + 1) / ratio, last)
-    left = np.floor(position).astype(int)
-    right = np.minimum(left + 1, last)
-    weight = position - left
-    return log_mel[:, left] * (1 - weight) + log_mel[:, right] * weight
+    position = np.arange(round(last * ratio) + 1) / ratio
+    return np.stack([np.interp(position, np.arange(last + 1), band) for band in log_mel])
 
 
 def analyse(waveform: Tensor, sample_rate: int, audio) -> Tensor:

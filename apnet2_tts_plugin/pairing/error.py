@@ -1,8 +1,9 @@
-"""How far a pairing's conversion is off, tried on a reference signal that both sides analyse.
+"""How far a pairing's conversion is off, measured on a reference signal that both sides analyse.
 
 Errors are mean absolute differences of log-mels in dB, over all bands and frames.
 """
 
+import copy
 import functools
 import math
 from contextlib import suppress
@@ -12,10 +13,9 @@ import soxr
 import torch
 from TTS.config import BaseAudioConfig
 from TTS.utils.audio import AudioProcessor
-from TTS.utils.audio.numpy_transforms import amp_to_db
 
-from apnet2_tts_plugin import pairing
-from apnet2_tts_plugin.plan import MEL, WAVEFORM, Plan, Verdict, top_frequency
+from apnet2_tts_plugin.pairing.convert import Pairing, analyse
+from apnet2_tts_plugin.pairing.plan import LINEAR, WAVEFORM, Plan, Verdict, top_frequency
 
 REFERENCE_RATE = 48000
 PAD_MODES = ("reflect", "constant", "edge", "symmetric")  # those that coqui-tts and NumPy have in common
@@ -54,44 +54,30 @@ def reference_signal(sample_rate: int) -> np.ndarray:
     return soxr.resample(signal, REFERENCE_RATE, sample_rate)
 
 
-def spectrogram(waveform: np.ndarray, ap: AudioProcessor, output: str = MEL) -> np.ndarray:
-    """What `ap` makes of a waveform (N,): a mel or linear spectrogram (T, n), scaled for the acoustic model.
-
-    The same as by its own functions, which import for seconds before their first result.
-    """
-    previous = np.concatenate([np.zeros(1, np.float32), waveform[:-1]])
-    waveform = waveform - np.float32(ap.preemphasis or 0) * previous
-    mode = ap.stft_pad_mode if ap.stft_pad_mode in PAD_MODES else "reflect"
-    magnitude = torch.stft(
-        torch.from_numpy(np.pad(waveform, ap.fft_size // 2, mode=mode)),
-        ap.fft_size,
-        ap.hop_length,
-        ap.win_length,
-        torch.hann_window(ap.win_length),
-        center=False,
-        return_complex=True,
-    ).abs()
-    magnitude, has_log = magnitude.numpy(), ap.do_amp_to_db_linear
-    if output == MEL:
-        magnitude, has_log = ap.mel_basis @ magnitude, ap.do_amp_to_db_mel
-    scaled = amp_to_db(x=magnitude, gain=ap.spec_gain, base=ap.base) if has_log else magnitude
-    return ap.normalize(scaled).T
-
-
-def mean_error(paired: pairing.Pairing) -> float:
+def mean_error_db(paired: Pairing) -> float:
     """Mean error in dB of the mel that a pairing makes of the acoustic model's analysis of the reference signal."""
-    theirs = reference_signal(paired.ap.sample_rate if paired.n_channels else paired.sample_rate)
-    is_waveform = paired.plan.output == WAVEFORM
-    output = theirs if is_waveform else spectrogram(theirs, paired.ap, paired.plan.output)
-    ours = torch.from_numpy(reference_signal(paired.audio.sample_rate))[None]
-    expected = pairing.analyse(ours, paired.audio.sample_rate, paired.audio)
-    converted = paired.vocoder_input(output)
+    output, ap = paired.plan.output, paired.ap
+    given = reference_signal(paired.sample_rate if output == WAVEFORM else ap.sample_rate)
+    if output != WAVEFORM:
+        given = _analysed(given, ap, output)
+    reference = torch.from_numpy(reference_signal(paired.audio.sample_rate))[None]
+    expected = analyse(reference, paired.audio.sample_rate, paired.audio)
+    converted = paired.vocoder_input(given)
     n_frames = min(converted.shape[2], expected.shape[2])
     difference = converted[..., :n_frames] - expected[..., :n_frames]
     return DB_PER_NEPER * difference.abs().mean().item()
 
 
-def errors(paired: pairing.Pairing) -> dict[str, float]:
+def _analysed(waveform: np.ndarray, ap: AudioProcessor, output: str) -> np.ndarray:
+    """What `ap` makes of a waveform (N,), (T, n); configs may have a padding or preemphasis that it refuses."""
+    ap = copy.copy(ap)
+    ap.preemphasis = ap.preemphasis or 0.0
+    if ap.stft_pad_mode not in PAD_MODES:
+        ap.stft_pad_mode = "reflect"
+    return (ap.spectrogram(waveform) if output == LINEAR else ap.melspectrogram(waveform)).T
+
+
+def errors_db(paired: Pairing) -> dict[str, float]:
     """For each approximate setting the mean error in dB that there would be if it alone were different.
 
     One that coqui-tts does not allow together with the vocoder's other settings is left out.
@@ -100,11 +86,11 @@ def errors(paired: pairing.Pairing) -> dict[str, float]:
     for item in paired.plan.with_verdict(Verdict.APPROXIMATE):
         with suppress(ValueError, AssertionError):
             alone = paired if paired.plan.output == WAVEFORM else _with_one_setting(item.name, paired)
-            found[item.name] = mean_error(alone)
+            found[item.name] = mean_error_db(alone)
     return found
 
 
-def _with_one_setting(name: str, paired: pairing.Pairing) -> pairing.Pairing:
+def _with_one_setting(name: str, paired: Pairing) -> Pairing:
     """A vocoder's own analysis with one setting of an acoustic model; lengths are the same in seconds."""
     ap, audio = paired.ap, paired.audio
     lengths = {key: audio[key] for key in ("fft_size", "win_length", "hop_length")}
@@ -124,7 +110,7 @@ def _with_one_setting(name: str, paired: pairing.Pairing) -> pairing.Pairing:
     elif name == "mel_fmax":
         changes = {name: min(top_frequency(ap), audio.sample_rate // 2)}
     changed = AudioProcessor(BaseAudioConfig(**{**audio.to_dict(), **changes}))
-    return pairing.Pairing(Plan(paired.plan.model, paired.plan.output, ()), changed, changed.sample_rate, audio)
+    return Pairing(Plan(paired.plan.model, paired.plan.output, ()), changed, changed.sample_rate, audio)
 
 
 def _even(length: float) -> int:

@@ -11,10 +11,11 @@ from enum import IntEnum
 import numpy as np
 from TTS.utils.audio import AudioProcessor
 
-from apnet2_tts_plugin import latents
-from apnet2_tts_plugin.spectra import MEL_FLOOR
+from apnet2_tts_plugin.errors import PairingError
+from apnet2_tts_plugin.network.spectra import MEL_FLOOR
+from apnet2_tts_plugin.pairing.vits import mismatch
 
-MEL, LINEAR, WAVEFORM, LATENT, FEATURES = "mel", "linear spectrogram", "waveform", "latent", "WavLM features"
+MEL, LINEAR, WAVEFORM, LATENT, WAVLM = "mel", "linear spectrogram", "waveform", "latent", "WavLM features"
 OUTPUTS = {
     "tacotron": LINEAR,
     "vits": WAVEFORM,
@@ -24,15 +25,11 @@ OUTPUTS = {
     "tortoise": WAVEFORM,
     "freevc": WAVEFORM,
     "openvoice": WAVEFORM,
-    "knnvc": FEATURES,
+    "knnvc": WAVLM,
 }
 
 # Magnitudes of speech at full scale in dB: softer than the bottom is silence, and few peaks are louder than the top.
 SPEECH_RANGE = {MEL: (-80.0, 20.0), LINEAR: (-80.0, 40.0)}
-
-
-class PairingError(ValueError):
-    """An acoustic model's output cannot be vocoded; the message says why in one line."""
 
 
 class Verdict(IntEnum):
@@ -49,8 +46,8 @@ class Item:
     """One setting: its values on both sides, the verdict and, unless it is the same, what is done or what is wrong."""
 
     name: str
-    theirs: str
-    ours: str
+    acoustic: str
+    vocoder: str
     verdict: Verdict
     remark: str = ""
 
@@ -61,7 +58,7 @@ class Plan:
 
     Attributes:
         model: coqui's name of the acoustic model's architecture.
-        output: What the vocoder is given of it: `MEL`, `LINEAR`, `WAVEFORM`, `LATENT` or `FEATURES`.
+        output: What the vocoder is given of it: `MEL`, `LINEAR`, `WAVEFORM`, `LATENT` or `WAVLM`.
         items: All settings that matter.
     """
 
@@ -90,10 +87,10 @@ def make_plan(tts_config, ap: AudioProcessor | None, vocoder_config) -> Plan:
     model = tts_config.model.lower()  # coqui finds its models in any case
     output = OUTPUTS.get(model, MEL if ap is not None else WAVEFORM)
     audio = vocoder_config.audio
-    if vocoder_config.input == "latent":
+    if vocoder_config.input_features == "latent":
         return Plan(model, LATENT, tuple(_latent_items(tts_config, vocoder_config)))
-    if output == FEATURES:
-        item = Item("output", FEATURES, MEL, Verdict.IMPOSSIBLE, "there is no mel to convert: use its own vocoder")
+    if output == WAVLM:
+        item = Item("output", WAVLM, MEL, Verdict.IMPOSSIBLE, "there is no mel to convert: use its own vocoder")
         return Plan(model, output, (item,))
     if output == WAVEFORM:
         return Plan(model, output, (_waveform_rate(tts_config.audio, audio),))
@@ -101,13 +98,13 @@ def make_plan(tts_config, ap: AudioProcessor | None, vocoder_config) -> Plan:
 
 
 def check_output(model: str) -> None:
-    """Refuse a model whose output is of no use to any of our vocoders, by its name alone, before it is downloaded.
+    """Refuse a model whose output is of no use to any APNet2, by its name alone, before it is downloaded.
 
     Raises:
         PairingError: if it is one of these.
     """
-    if OUTPUTS.get(model) == FEATURES:
-        raise PairingError(f"{model} gives {FEATURES}, no mel, to a vocoder of its own: leave --vocoder_name out")
+    if OUTPUTS.get(model) == WAVLM:
+        raise PairingError(f"{model} gives {WAVLM}, no mel, to a vocoder of its own: leave --vocoder_name out")
 
 
 def waveform_sample_rate(audio) -> int:
@@ -122,23 +119,21 @@ def top_frequency(audio) -> float:
 
 def _latent_items(tts_config, vocoder_config) -> Iterator[Item]:
     if tts_config.model.lower() != "vits":
-        remark = "only a VITS has the latent that this vocoder speaks from"
-        yield Item("input", tts_config.model, "latent of a VITS", Verdict.IMPOSSIBLE, remark)
+        remark = "only a VITS has the latent that this vocoder takes"
+        yield Item("input_features", tts_config.model, "latent of a VITS", Verdict.IMPOSSIBLE, remark)
         return
-    reasons = latents.mismatch(tts_config, vocoder_config)
+    reasons = mismatch(tts_config, vocoder_config)
     for reason in reasons:
-        yield Item("input", "VITS", "latent of a VITS", Verdict.IMPOSSIBLE, reason)
+        yield Item("input_features", "VITS", "latent of a VITS", Verdict.IMPOSSIBLE, reason)
     if not reasons:
         channels = f"{vocoder_config.n_inputs} channels"
-        yield Item("input", channels, channels, Verdict.SAME)
+        yield Item("input_features", channels, channels, Verdict.SAME)
 
 
-def _waveform_rate(their_audio, audio) -> Item:
-    theirs, ours = waveform_sample_rate(their_audio), audio.sample_rate
-    if theirs == ours:
-        return Item("sample_rate", str(theirs), str(ours), Verdict.SAME)
-    remark = f"the waveform is resampled{_missing_top(theirs / 2, audio)}"
-    return Item("sample_rate", str(theirs), str(ours), Verdict.APPROXIMATE, remark)
+def _waveform_rate(tts_audio, audio) -> Item:
+    rate = waveform_sample_rate(tts_audio)
+    remark = f"the waveform is resampled{_missing_top(rate / 2, audio)}"
+    return _equal("sample_rate", rate, audio.sample_rate, remark)
 
 
 def _frame_items(ap: AudioProcessor, audio) -> Iterator[Item]:
@@ -150,18 +145,19 @@ def _frame_items(ap: AudioProcessor, audio) -> Iterator[Item]:
         ("win_length", "only the level is corrected"),
         ("hop_length", "frames are interpolated in time"),
     ):
-        theirs, ours = getattr(ap, name), audio[name]
-        is_same = theirs * audio.sample_rate == ours * ap.sample_rate
+        lengths = getattr(ap, name), audio[name]
+        is_same = lengths[0] * audio.sample_rate == lengths[1] * ap.sample_rate
         verdict = Verdict.SAME if is_same else Verdict.APPROXIMATE
-        texts = [f"{n} ({1000 * n / rate:.1f} ms)" for n, rate in ((theirs, ap.sample_rate), (ours, audio.sample_rate))]
+        rates = ap.sample_rate, audio.sample_rate
+        texts = [f"{n} ({1000 * n / rate:.1f} ms)" for n, rate in zip(lengths, rates, strict=True)]
         yield Item(name, *texts, verdict, "" if is_same else remark)
     yield _equal("stft_pad_mode", ap.stft_pad_mode, "reflect", "the first and last frames differ")
 
 
 def _band_items(ap: AudioProcessor, audio, output: str) -> Iterator[Item]:
     if output == LINEAR:
-        for name, ours in (("num_mels", audio.num_mels), ("mel_fmin", audio.mel_fmin), ("mel_fmax", audio.mel_fmax)):
-            yield Item(name, "linear", _text(ours), Verdict.EXACT, "our mel filters are applied")
+        for name in ("num_mels", "mel_fmin", "mel_fmax"):
+            yield Item(name, "linear", _text(audio[name]), Verdict.EXACT, "the vocoder's mel filters are applied")
     else:
         remark = "projected onto other bands"
         yield _equal("num_mels", ap.num_mels, audio.num_mels, remark)
@@ -225,11 +221,11 @@ def _statistics(ap: AudioProcessor, output: str) -> Item:
     return Item("stats_path", path, "None", Verdict.EXACT, "mean and variance are undone")
 
 
-def _equal(name: str, theirs, ours, remark: str, otherwise: Verdict = Verdict.APPROXIMATE) -> Item:
+def _equal(name: str, acoustic, vocoder, remark: str, otherwise: Verdict = Verdict.APPROXIMATE) -> Item:
     """`SAME` if the values are equal, otherwise another verdict with a remark."""
-    if theirs == ours:
-        return Item(name, _text(theirs), _text(ours), Verdict.SAME)
-    return Item(name, _text(theirs), _text(ours), otherwise, remark)
+    if acoustic == vocoder:
+        return Item(name, _text(acoustic), _text(vocoder), Verdict.SAME)
+    return Item(name, _text(acoustic), _text(vocoder), otherwise, remark)
 
 
 def _missing_top(top: float, audio) -> str:

@@ -3,9 +3,10 @@
 import logging
 import os
 
-from apnet2_tts_plugin import trial
-from apnet2_tts_plugin.pairing import Pairing
-from apnet2_tts_plugin.plan import LATENT, WAVEFORM, PairingError, Plan, Verdict
+from apnet2_tts_plugin.errors import PairingError
+from apnet2_tts_plugin.pairing.convert import Pairing
+from apnet2_tts_plugin.pairing.error import mean_error_db
+from apnet2_tts_plugin.pairing.plan import LATENT, WAVEFORM, Plan, Verdict
 
 logger = logging.getLogger("TTS.apnet2")  # below coqui's own logger, which its commands show
 
@@ -27,18 +28,18 @@ def announce(pairing: Pairing) -> Pairing:
 
 
 def summary(pairing: Pairing) -> str:
-    """One line."""
+    """Verdict, settings and mean error in one line for the log."""
     plan = pairing.plan
-    what = f"APNet2 speaks the {plan.output} of {plan.model}"
+    what = f"APNet2 vocodes the {plan.output} of {plan.model}"
     if plan.output == LATENT:
         return f"{what} in the place of its own decoder"
     settings = ", ".join(item.name for item in plan.with_verdict(plan.verdict))
     if plan.verdict == Verdict.APPROXIMATE:
-        error = trial.mean_error(pairing)
+        error = mean_error_db(pairing)
         return f"{what}, converted approximately ({settings}): mean error {error:.1f} dB"
     if plan.verdict == Verdict.EXACT:
         return f"{what}, converted exactly ({settings})"
-    return f"{what}{', analysed again' if plan.output == WAVEFORM else ' as it is'}"
+    return f"{what}{', analysed as a recording' if plan.output == WAVEFORM else ' as it is'}"
 
 
 def table(plan: Plan, errors: dict[str, float]) -> str:
@@ -46,7 +47,7 @@ def table(plan: Plan, errors: dict[str, float]) -> str:
     rows = [("setting", plan.model, "vocoder", "verdict", "error", "")]
     for item in plan.items:
         error = f"{errors[item.name]:.2f} dB" if item.name in errors else ""
-        rows.append((item.name, item.theirs, item.ours, item.verdict.name.lower(), error, item.remark))
+        rows.append((item.name, item.acoustic, item.vocoder, item.verdict.name.lower(), error, item.remark))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

@@ -1,8 +1,7 @@
 """Training data: random segments of audio files, drawn anew for every file and epoch, and whole files to evaluate.
 
-With mels or latents to learn from beside the audio (`corpus.with_features`), a segment is a piece of both: frame i is
-centred at sample i * hop_length, so that T frames belong to (T - 1) * hop_length samples. Latents too are called "mel"
-in the items.
+With mels or latents to learn from beside the audio (`training.features`), a segment is a piece of both: frame i is
+centred at sample i * hop_length, so that T frames belong to (T - 1) * hop_length samples.
 """
 
 import logging
@@ -10,14 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import soundfile as sf
-import soxr
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from apnet2_tts_plugin.corpus import AudioFile, DataError, open_features
-from apnet2_tts_plugin.spectra import MEL_FLOOR
+from apnet2_tts_plugin.audio import find_audio, read_audio
+from apnet2_tts_plugin.config import Apnet2Config
+from apnet2_tts_plugin.errors import DataError
+from apnet2_tts_plugin.network.spectra import MEL_FLOOR
+from apnet2_tts_plugin.training import distributed
+from apnet2_tts_plugin.training.corpus import AudioFile, split, usable
+from apnet2_tts_plugin.training.features import open_features, with_features
+from apnet2_tts_plugin.training.signals import leave_signals_to_parent
 
 logger = logging.getLogger(__name__)
 
@@ -25,45 +28,80 @@ PADDING = {"mel": float(np.log(MEL_FLOOR)), "latent": 0.0}  # what stands for si
 RESAMPLING_MARGIN = 64  # samples read on either side of a segment that is resampled, for the filter's edges
 
 
-def read_audio(path: str | Path, sample_rate: int, start: int = 0, n_samples: int = -1) -> np.ndarray:
-    """Read a file, or `n_samples` of it from `start` (at the file's own rate), as mono float32 at `sample_rate` Hz.
+def find_files(
+    config: Apnet2Config, is_eval: bool, samples: list[Path] | None = None, limit: int | None = None
+) -> list[AudioFile]:
+    """The usable files to train on, or those held out.
+
+    Args:
+        config: With `data_path` the files are those below it, split by name.
+        is_eval: Whether to give the held-out ones.
+        samples: Paths that are taken without `data_path`.
+        limit: Look at so many files only.
 
     Raises:
-        DataError: if it cannot be read there, or has NaN or infinite samples.
+        DataError: if there are none, or no features where `config` wants them.
     """
-    try:
-        with sf.SoundFile(path) as file:
-            file.seek(start)
-            waveform = file.read(n_samples, dtype="float32", always_2d=True).mean(axis=1)
-            rate = file.samplerate
-    except sf.LibsndfileError as error:
-        raise DataError(f"{path}: cannot be read at sample {start} ({error.error_string})") from error
-    if not np.isfinite(waveform).all():
-        raise DataError(f"{path}: has NaN or infinite samples")
-    return waveform if rate == sample_rate else soxr.resample(waveform, rate, sample_rate)
+    kind, audio = config.input_features, config.audio
+    if kind == "latent" and not config.feature_path:
+        raise DataError(
+            "feature_path: none, expected the folder of latents, as input_features is 'latent'; "
+            "recipes/ljspeech/apnet2_vits makes them with a VITS"
+        )
+    if config.feature_path and not config.data_path:
+        raise DataError(f"data_path: none, expected the folder of the audio that the {kind}s in feature_path belong to")
+    if config.data_path:
+        samples = split(find_audio(config.data_path), config.eval_split_size)[is_eval]
+    files = usable((samples or [])[:limit])
+    if not config.feature_path:
+        return files
+    sizes = (config.n_inputs, audio.sample_rate, audio.hop_length)
+    return with_features(files, config.data_path, config.feature_path, *sizes, kind=kind)
 
 
-def _n_common_frames(file: AudioFile, features: np.ndarray, hop_length: int) -> int:
-    """Number of frames that both the features and the audio have."""
-    return min(features.shape[1], file.n_samples // hop_length + 1)
+def training_loader(config: Apnet2Config, files: list[AudioFile], grad_accum_steps: int = 1) -> DataLoader:
+    """Batches of random segments, this process's share of them, in another order in each epoch."""
+    audio = config.audio
+    padding = PADDING[config.input_features]
+    segments = Segments(
+        files, audio.sample_rate, audio.hop_length, config.seq_len, config.training_seed, padding=padding
+    )
+    batches = EpochBatches(
+        len(segments),
+        config.batch_size * grad_accum_steps,
+        config.training_seed,
+        distributed.rank(),
+        distributed.world_size(),
+    )
+    return DataLoader(
+        segments,
+        batch_sampler=batches,
+        num_workers=config.num_loader_workers,
+        persistent_workers=config.num_loader_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        **_loader_settings(),
+    )
 
 
-def _aligned(
-    file: AudioFile, features: np.ndarray, start: int, stop: int, hop_length: int, n_samples: int, padding: float
-) -> dict[str, Tensor]:
-    """Frames `start` to `stop`, at least one, and their audio, padded to `n_samples` and its frames."""
-    waveform = read_audio(file.path, file.sample_rate, start * hop_length, (stop - 1 - start) * hop_length)
-    frames = np.array(features[:, start:stop], dtype=np.float32)
-    if not np.isfinite(frames).all():
-        raise DataError(f"{file.features}: has NaN or infinite values")
-    n_missing = n_samples // hop_length + 1 - frames.shape[1]
-    frames = np.pad(frames, ((0, 0), (0, n_missing)), constant_values=padding)
-    return {"waveform": _pad(waveform, n_samples), "mel": torch.from_numpy(frames)}
+def evaluation_loader(config: Apnet2Config, files: list[AudioFile]) -> DataLoader:
+    """Whole files one by one; each is read once here, and one that cannot be read is named and left out.
+
+    Raises:
+        DataError: if none is left.
+    """
+    lengths = (config.audio.sample_rate, config.audio.hop_length, config.seq_len)
+    utterances = Utterances(files, *lengths, padding=PADDING[config.input_features])
+    utterances.files = [file for i, file in enumerate(files) if "waveform" in utterances[i]]
+    if not utterances.files:
+        raise DataError(f"none of {len(files)} held-out files can be read; the first one: {files[0].path}")
+    return DataLoader(utterances, num_workers=config.num_eval_loader_workers, **_loader_settings())
 
 
-def _pad(waveform: np.ndarray, n_samples: int) -> Tensor:
-    """`waveform`, with zeros behind if it is shorter than `n_samples`."""
-    return torch.from_numpy(np.pad(waveform, (0, max(n_samples - len(waveform), 0))))
+def _loader_settings() -> dict:
+    return {
+        "generator": torch.Generator(),  # or the loader draws from the global one whenever it starts or resumes
+        "worker_init_fn": leave_signals_to_parent,
+    }
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -127,7 +165,7 @@ class Segments(Dataset):
 
     Shape:
         (epoch, index) to item {"waveform": (n_samples,) in float32, "path": str of the file it is from}, for files with
-        features also "mel": (n_channels, n_samples // hop_length + 1) in float32.
+        features also "features": (n_channels, n_samples // hop_length + 1) in float32.
     """
 
     def __init__(
@@ -190,7 +228,8 @@ class Utterances(Dataset):
 
     Shape:
         index to item {"waveform": (n,) in float32, n a multiple of `hop_length`, "path": str}, for files with features
-        also "mel": (n_channels, n // hop_length + 1) in float32; there both end where the shorter of the two does.
+        also "features": (n_channels, n // hop_length + 1) in float32; there both end where the shorter of the two
+        does. Of a file that cannot be read, which is named in the log, "path" alone.
     """
 
     def __init__(
@@ -212,7 +251,11 @@ class Utterances(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
         file = self.files[index]
-        utterance = self._analysed(file) if file.features is None else self._with_features(file)
+        try:
+            utterance = self._analysed(file) if file.features is None else self._with_features(file)
+        except DataError as error:
+            logger.warning("Left out of the evaluation: %s", error)
+            utterance = {}
         return {**utterance, "path": str(file.path)}
 
     def _analysed(self, file: AudioFile) -> dict[str, Tensor]:
@@ -225,3 +268,26 @@ class Utterances(Dataset):
         n_frames = _n_common_frames(file, features, self.hop_length)
         n_samples = max((n_frames - 1) * self.hop_length, self.min_samples)
         return _aligned(file, features, 0, n_frames, self.hop_length, n_samples, self.padding)
+
+
+def _n_common_frames(file: AudioFile, features: np.ndarray, hop_length: int) -> int:
+    """Number of frames that both the features and the audio have."""
+    return min(features.shape[1], file.n_samples // hop_length + 1)
+
+
+def _aligned(
+    file: AudioFile, features: np.ndarray, start: int, stop: int, hop_length: int, n_samples: int, padding: float
+) -> dict[str, Tensor]:
+    """Frames `start` to `stop`, at least one, and their audio, padded to `n_samples` and its frames."""
+    waveform = read_audio(file.path, file.sample_rate, start * hop_length, (stop - 1 - start) * hop_length)
+    frames = np.array(features[:, start:stop], dtype=np.float32)
+    if not np.isfinite(frames).all():
+        raise DataError(f"{file.features}: has NaN or infinite values")
+    n_missing = n_samples // hop_length + 1 - frames.shape[1]
+    frames = np.pad(frames, ((0, 0), (0, n_missing)), constant_values=padding)
+    return {"waveform": _pad(waveform, n_samples), "features": torch.from_numpy(frames)}
+
+
+def _pad(waveform: np.ndarray, n_samples: int) -> Tensor:
+    """`waveform`, with zeros behind if it is shorter than `n_samples`."""
+    return torch.from_numpy(np.pad(waveform, (0, max(n_samples - len(waveform), 0))))

@@ -1,4 +1,4 @@
-"""One model on several processes: joining them, and the few sums that keep their replicas equal.
+"""Data-parallel training: process group, broadcast, gradient all-reduce.
 
 coqui's Trainer starts DistributedDataParallel but calls the bare module, so that its gradients are never synchronised;
 nor does it know torchrun. A single process passes through all functions here unchanged.
@@ -7,45 +7,53 @@ nor does it know torchrun. A single process passes through all functions here un
 import os
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from trainer import Trainer, TrainerArgs
 
-if TYPE_CHECKING:
-    from trainer import Trainer, TrainerArgs
+from apnet2_tts_plugin.errors import LaunchError
 
-PATIENCE = timedelta(hours=1)  # how long the others wait while rank 0 evaluates and saves
-
-
-class LaunchError(RuntimeError):
-    """Processes that cannot train one model together; the message is one line."""
+COLLECTIVE_TIMEOUT = timedelta(hours=1)  # how long the others wait while rank 0 evaluates and saves
 
 
-def adopt_launcher(args: "TrainerArgs") -> None:
+def adopt_launcher(args: TrainerArgs) -> None:
     """Take over from torchrun which process this is, and hide every GPU from it but its own.
 
     To be called before anything uses CUDA. Where `LOCAL_RANK` is set alone, it is the rank too, and `join` refuses the
     others: they would all be rank 0 and write to one folder. The Trainer takes all the GPUs that it sees on one machine
     for the whole of the group, which is wrong with several machines; one that sees a single GPU leaves the group alone.
+
+    Raises:
+        LaunchError: if there are more processes on this machine than GPUs.
     """
     local_rank = os.environ.get("LOCAL_RANK")
     if local_rank is None:
         return
     args.rank = int(os.environ.get("RANK", local_rank))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible is not None else [str(i) for i in range(torch.cuda.device_count())]
-    if len(devices) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(local_rank)]
+    devices = (
+        list(filter(None, visible.split(",")))
+        if visible is not None
+        else [str(i) for i in range(torch.cuda.device_count())]
+    )
+    if len(devices) <= 1:  # none, or the launcher has chosen one
+        return
+    if int(local_rank) >= len(devices):
+        raise LaunchError(
+            f"local rank {local_rank}: there are {len(devices)} GPUs, expected no more processes than those"
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(local_rank)]
 
 
-def n_launched(args: "TrainerArgs") -> int:
+def n_launched(args: TrainerArgs) -> int:
     """Number of processes that torchrun or `trainer.distribute` started, this one included."""
     return int(os.environ.get("WORLD_SIZE", max(torch.cuda.device_count(), 1) if args.use_ddp else 1))
 
 
-def join(trainer: "Trainer") -> None:
+def join(trainer: Trainer) -> None:
     """Join the processes that torchrun started, and tell the Trainer which of them this is.
 
     Raises:
@@ -53,7 +61,7 @@ def join(trainer: "Trainer") -> None:
     """
     if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         backend, device = ("nccl", torch.device("cuda", 0)) if trainer.use_cuda else ("gloo", None)
-        dist.init_process_group(backend, timeout=PATIENCE, device_id=device)
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, device_id=device)
     if dist.is_initialized():
         trainer.args.rank = dist.get_rank()
     elif trainer.args.rank > 0:
@@ -72,7 +80,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def share_weights(model: nn.Module) -> None:
+def broadcast_weights(model: nn.Module) -> None:
     """Give all processes the weights of rank 0."""
     if world_size() > 1:
         for tensor in model.state_dict().values():

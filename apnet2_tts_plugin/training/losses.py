@@ -6,11 +6,12 @@ waveforms (B, N); every term is a scalar in float32.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from apnet2_tts_plugin.discriminators import Judgement
-from apnet2_tts_plugin.generator import Prediction
-from apnet2_tts_plugin.spectra import STFT, LogMel, log_amplitude, phase
+from apnet2_tts_plugin.config import LOSS_RESOLUTIONS, Apnet2Config
+from apnet2_tts_plugin.network.discriminators import DiscriminatorOutput
+from apnet2_tts_plugin.network.generator import Prediction
+from apnet2_tts_plugin.network.spectra import STFT, LogMel, log_amplitude, phase
 
 
 def amplitude(target: Tensor, predicted: Tensor) -> Tensor:
@@ -69,55 +70,65 @@ def spectral_convergence(target: Tensor, predicted: Tensor) -> Tensor:
     return torch.linalg.vector_norm(target - predicted) / torch.linalg.vector_norm(target).clamp(min=1.0)
 
 
-def hinge_discriminator(real: list[Judgement], generated: list[Judgement]) -> Tensor:
+def hinge_discriminator(real: list[DiscriminatorOutput], generated: list[DiscriminatorOutput]) -> Tensor:
     """Hinge loss of a discriminator, summed over its parts: scores above 1 for real, below -1 for generated ones."""
     return sum((1 - r.scores.float()).relu().mean() for r in real) + sum(
         (1 + g.scores.float()).relu().mean() for g in generated
     )
 
 
-def hinge_generator(generated: list[Judgement]) -> Tensor:
+def hinge_generator(generated: list[DiscriminatorOutput]) -> Tensor:
     """Hinge loss of the generator against one discriminator, summed over its parts."""
     return sum((1 - g.scores.float()).relu().mean() for g in generated)
 
 
-def feature_matching(real: list[Judgement], generated: list[Judgement]) -> Tensor:
+def feature_matching(real: list[DiscriminatorOutput], generated: list[DiscriminatorOutput]) -> Tensor:
     """Mean absolute differences of all feature maps, summed over maps and parts."""
     return sum(
         absolute(r.float(), g.float())
-        for real_part, generated_part in zip(real, generated, strict=True)
-        for r, g in zip(real_part.features, generated_part.features, strict=True)
+        for real_output, generated_output in zip(real, generated, strict=True)
+        for r, g in zip(real_output.feature_maps, generated_output.feature_maps, strict=True)
     )
 
 
-def spectral_terms(
-    spectrum: Tensor, waveform: Tensor, predicted: Prediction, stft: STFT, mel: LogMel, stfts: list[STFT]
-) -> dict[str, Tensor]:
-    """All terms of the generator that need no discriminator, by name.
+class SpectralCriterion(nn.Module):
+    """All terms of the generator's loss that need no discriminator.
 
     Args:
-        spectrum: Complex spectrum of the target (B, n_bins, T).
-        waveform: Target (B, N).
-        predicted: The generator's output for it.
-        stft: Transform by which `spectrum` was made.
-        mel: Full-band log-mel of the mel loss.
-        stfts: Resolutions of the multi-resolution term; an empty list leaves it out.
+        config: The audio settings; a weight of 0 leaves `multi_resolution_stft` out.
+
+    Attributes:
+        stft: The analysis of the generator's frames.
+        log_mel: The mel of the mel loss, up to half the sample rate.
+
+    Shape:
+        Complex spectrum of the target (B, n_bins, T) by `stft`, target (B, N), and the generator's prediction for it,
+        to the terms by name.
     """
-    phase_error = phase(spectrum) - predicted.phase
-    of_waveform = stft(predicted.waveform)
-    terms = {
-        "amplitude": amplitude(log_amplitude(spectrum), predicted.log_amplitude),
-        "instantaneous_phase": instantaneous_phase(phase_error),
-        "group_delay": group_delay(phase_error),
-        "phase_time_difference": phase_time_difference(phase_error),
-        "stft_consistency": stft_consistency(predicted.spectrum, of_waveform),
-        "real": absolute(spectrum.real, predicted.spectrum.real),
-        "imaginary": absolute(spectrum.imag, predicted.spectrum.imag),
-        "mel": absolute(mel.from_spectrum(spectrum), mel.from_spectrum(of_waveform)),
-    }
-    if stfts:
-        terms["multi_resolution_stft"] = multi_resolution_stft(stfts, waveform, predicted.waveform)
-    return terms
+
+    def __init__(self, config: Apnet2Config):
+        super().__init__()
+        self.log_mel = LogMel.from_audio_config(config.audio, full_band=True)
+        self.stft = self.log_mel.stft
+        resolutions = LOSS_RESOLUTIONS if config.loss_weights["multi_resolution_stft"] else ()
+        self.stfts = nn.ModuleList(STFT(*resolution) for resolution in resolutions)
+
+    def forward(self, spectrum: Tensor, waveform: Tensor, predicted: Prediction) -> dict[str, Tensor]:
+        phase_error = phase(spectrum) - predicted.phase
+        of_waveform = self.stft(predicted.waveform)
+        terms = {
+            "amplitude": amplitude(log_amplitude(spectrum), predicted.log_amplitude),
+            "instantaneous_phase": instantaneous_phase(phase_error),
+            "group_delay": group_delay(phase_error),
+            "phase_time_difference": phase_time_difference(phase_error),
+            "stft_consistency": stft_consistency(predicted.spectrum, of_waveform),
+            "real": absolute(spectrum.real, predicted.spectrum.real),
+            "imaginary": absolute(spectrum.imag, predicted.spectrum.imag),
+            "mel": absolute(self.log_mel.from_spectrum(spectrum), self.log_mel.from_spectrum(of_waveform)),
+        }
+        if self.stfts:
+            terms["multi_resolution_stft"] = multi_resolution_stft(self.stfts, waveform, predicted.waveform)
+        return terms
 
 
 def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

@@ -1,20 +1,17 @@
-"""Figures for the training log."""
+"""Plots for the training log."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from apnet2_tts_plugin.spectra import LogMel
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from apnet2_tts_plugin.network.spectra import LogMel
 
 
 @torch.inference_mode()
-def spectrogram_figures(log_mel: LogMel, target: Tensor, generated: Tensor) -> dict[str, "Figure"]:
-    """Log-mel spectrograms of two waveforms (N,) and their difference, as one figure."""
-    from matplotlib.figure import Figure  # half a second that speaking can do without
+def spectrogram_plots(log_mel: LogMel, target: Tensor, generated: Tensor) -> dict[str, Any]:
+    """Log-mel spectrograms of two waveforms (N,) and their difference, as one Matplotlib figure."""
+    from matplotlib.figure import Figure  # half a second that vocoding can do without
 
     mels = log_mel(torch.stack([target, generated])).cpu().numpy()
     low, high = mels[0].min(), mels[0].max()

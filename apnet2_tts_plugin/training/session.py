@@ -5,38 +5,35 @@ on as if it had never stopped.
 """
 
 import logging
-import os
-import random
 import shutil
-import signal
-import threading
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import torch
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+from torch import nn
+from trainer import Trainer
 from trainer.generic_utils import KeepAverage
 from trainer.io import save_model
 
-from apnet2_tts_plugin import checkpoints, distributed
-from apnet2_tts_plugin.config import EVAL_METRICS, ConfigError
-
-if TYPE_CHECKING:
-    from trainer import Trainer
-
-    from apnet2_tts_plugin.model import Apnet2
+from apnet2_tts_plugin.config import EVAL_METRICS
+from apnet2_tts_plugin.errors import CheckpointError, ConfigError, LaunchError
+from apnet2_tts_plugin.files import write_atomically
+from apnet2_tts_plugin.training import distributed
+from apnet2_tts_plugin.training.progress import ProgressBar
+from apnet2_tts_plugin.training.signals import StopSignals
+from apnet2_tts_plugin.training.state import (
+    ineffective_settings,
+    newest_checkpoint,
+    numbered_files,
+    restore_states,
+    rng_states,
+    set_rng_states,
+)
+from apnet2_tts_plugin.weights.checkpoints import read_tensors, save_config, verify
+from apnet2_tts_plugin.weights.find import BEST_NAME
+from apnet2_tts_plugin.weights.restore import restore
 
 logger = logging.getLogger(f"trainer.{__name__}")  # the run's own log, on the terminal and in its folder
-
-GRACE = 10  # seconds
-
-
-class DivergedError(RuntimeError):
-    """A run whose losses or gradients are no longer finite; the message is one line."""
 
 
 class Average(KeepAverage):
@@ -46,7 +43,7 @@ class Average(KeepAverage):
         super().add_value(name, init_val, init_iter)
 
 
-class Run:
+class Session:
     """What a running Trainer does not know of itself.
 
     Args:
@@ -58,7 +55,7 @@ class Run:
         LaunchError: if this is one of several processes that cannot find each other.
     """
 
-    def __init__(self, model: "Apnet2", trainer: "Trainer"):
+    def __init__(self, model: nn.Module, trainer: Trainer):
         self.model = model
         self.trainer = trainer
         self.folder = Path(trainer.output_path)
@@ -66,63 +63,73 @@ class Run:
         self.trained = False  # whether the training part of this epoch is over
         self.within_step = False
         self.saved: tuple[int, bool] | None = None  # steps and `trained` of the last checkpoint written
-        self.signal: int | None = None
-        self.listening: dict[int, Any] = {}  # signals, and what was done about them before
-        self.best: float | None = None  # figure of `best_model.pth`; None until it has been looked at
         self.evaluated_steps = -1  # after how many steps the running evaluation began
-        self.resumed: dict[str, Any] | None = None
-        self.bar: tqdm | None = None
-        self.bar_context = ExitStack()
+        self.checkpoint: Path | None = None  # to go on from
+        self.averages: tuple[dict, dict] | None = None  # of the part of an epoch before a resume
+        self.signals = StopSignals()
+        self.bar: ProgressBar | None = None
         distributed.join(trainer)
+        distributed.wait_for_all()  # some may still write features to train on
         if trainer.continue_run:
             # the same one for all, whatever a network file system shows the others
             found = newest_checkpoint(self.folder) if distributed.rank() == 0 else None
-            path, self.resumed = distributed.gather(found)[0]
-            trainer.args.restore_path = str(path)
+            self.checkpoint = distributed.gather(found)[0]
         elif trainer.args.restore_path:
-            logger.info("Restored the %s", checkpoints.restore(model, trainer.args.restore_path))
-            trainer.args.restore_path = ""  # the Trainer would take no other file than its own
+            logger.info("Restored the %s", restore(model, trainer.args.restore_path))
+        trainer.args.restore_path = ""  # the Trainer would skip in silence what does not fit
 
     def begin(self) -> None:
         """Take up the checkpoint's position, and the Trainer's saving; a new run is saved before its first step.
 
         Raises:
+            CheckpointError: if something in the checkpoint does not fit.
             ConfigError: if the folder of a new run is another run's already.
             LaunchError: if the processes have not the same files.
         """
         trainer = self.trainer
-        if trainer.continue_run and distributed.rank() == 0:
-            for path in self.folder.glob(".*.tmp"):  # what a kill left of a save
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            checkpoints.save_config(trainer.config, self.folder)
-        distributed.share_weights(self.model)
         self._check_same_files()
-        if distributed.rank() > 0:
-            trainer.config.run_eval = False  # rank 0 does it, while the others wait
         trainer.save_checkpoint = self.save
         trainer.save_best_model = self.save_best
-        if self.resumed:
-            trainer.total_steps_done = self.resumed["total_steps"]
-            trainer.start_with_eval = self.trained = self.resumed["trained"]
-            self.batches_done = self.resumed["samples_done"] // self.samples_per_step
-            set_rng_states(self.resumed["rng"])
-        elif not trainer.continue_run:
+        if self.checkpoint is not None:
+            self._resume(read_tensors(self.checkpoint))
+        distributed.broadcast_weights(self.model)
+        if distributed.rank() > 0:
+            trainer.config.run_eval = False  # rank 0 does it, while the others wait
+        if self.checkpoint is None:
             self._take_folder()
+
+    def _resume(self, content: dict[str, Any]) -> None:
+        trainer = self.trainer
+        restore_states(self.model, trainer, content, self.checkpoint)
+        trainer.epochs_done = content["epoch"]
+        trainer.best_loss = content.get("model_loss") or trainer.best_loss
+        trainer._restore_best_loss = lambda: None  # it would read the file again
+        run = content.get("run")
+        if run is None:  # the Trainer's own file, of the end of an epoch
+            trainer.total_steps_done = content["step"] + 1
+        else:
+            trainer.total_steps_done = run["total_steps"]
+            trainer.start_with_eval = self.trained = run["trained"]
+            self.batches_done = run["samples_done"] // self.samples_per_step
+            self.averages = (run["averages"], run["averaged"])
+            set_rng_states(run["rng"])
+        logger.info("Going on from %s", self.checkpoint)
+        for setting in ineffective_settings(trainer):
+            logger.warning(
+                "%s: without effect on a run that goes on; --restore_path starts another one with it", setting
+            )
+        if distributed.rank() == 0:
+            for path in self.folder.glob(".*.tmp"):  # what a kill left of a save
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            save_config(trainer.config, self.folder)
 
     def _take_folder(self) -> None:
         """Write the first checkpoint, unless the folder, which has the time in its name, is another run's already."""
         taken = False
         if distributed.rank() == 0:
-            claim = self.folder / ".claim.tmp"  # the other may have started in the same second
-            try:
-                claim.touch(exist_ok=False)
-            except FileExistsError:
-                taken = True
-            else:
-                taken = any(self.folder.glob("*.pth"))
-                if not taken and self.trainer.config.save_checkpoints:
-                    self.save()
-                claim.unlink()
+            taken = any(self.folder.glob("*.pth"))
+            if not taken and self.trainer.config.save_checkpoints:
+                self.save()
         if distributed.gather(taken)[0]:
             raise ConfigError(
                 f"run_name: {self.trainer.config.run_name!r}, expected another than that of the run in {self.folder}, "
@@ -134,7 +141,7 @@ class Run:
         files = [(file.path.name, file.n_samples) for file in self.trainer.train_loader.dataset.files]
         for rank, others in enumerate(distributed.gather(files)):
             if others != files:
-                raise distributed.LaunchError(
+                raise LaunchError(
                     f"rank {rank} has other training files ({len(others)}) than rank {distributed.rank()} "
                     f"({len(files)}), expected the same ones: see which are skipped, and why"
                 )
@@ -150,13 +157,15 @@ class Run:
         batches = trainer.train_loader.batch_sampler
         batches.epoch, batches.start = trainer.epochs_done, self.batches_done
         trainer.keep_avg_train = Average()
-        if self.resumed and self.batches_done:
-            trainer.keep_avg_train.avg_values = dict(self.resumed["averages"])
-            trainer.keep_avg_train.iters = dict(self.resumed["averaged"])
-        self.resumed = None
-        self._listen()
+        if self.averages and self.batches_done:
+            trainer.keep_avg_train.avg_values, trainer.keep_avg_train.iters = map(dict, self.averages)
+        self.averages = None
+        self.signals.listen()
         if self.bar is None:
-            self._open_bar(len(trainer.train_loader))
+            config = trainer.config
+            n_steps = config.epochs * len(trainer.train_loader)
+            seconds = self.samples_per_step * config.seq_len / config.audio.sample_rate
+            self.bar = ProgressBar(n_steps, trainer.total_steps_done, seconds, hidden=distributed.rank() > 0)
 
     def step_starts(self) -> None:
         """Between this and `step_ends`, nothing can be saved."""
@@ -167,10 +176,10 @@ class Run:
         self.within_step = False
         self.batches_done += 1
         config = self.trainer.config
-        self._show_progress()
+        self.bar.step()
         if config.save_checkpoints and self.trainer.total_steps_done % config.save_step == 0:
             self.save()
-        if distributed.any_process(self.signal is not None, self.model.device):
+        if distributed.any_process(self.signals.received is not None, self.model.device):
             self.save()
             distributed.wait_for_all()  # the first one to leave makes torchrun stop the others
             raise KeyboardInterrupt
@@ -181,7 +190,7 @@ class Run:
 
     def evaluates(self) -> None:
         """Before each evaluated file: start new averages for a new evaluation, and stop if a signal asks for it."""
-        if self.signal is not None:
+        if self.signals.received is not None:
             raise KeyboardInterrupt
         is_new = self.evaluated_steps != self.trainer.total_steps_done
         if is_new or not isinstance(self.trainer.keep_avg_eval, Average):
@@ -195,9 +204,10 @@ class Run:
             self.save()
         self.batches_done, self.trained = 0, False
         if last:
-            self._stop_listening()
-            self.bar_context.close()
-            self.bar = None
+            self.signals.stop_listening()
+            if self.bar is not None:
+                self.bar.close()
+                self.bar = None
             self.trainer.train_loader = None  # its processes would keep the interpreter from ending
 
     def save(self) -> None:
@@ -227,44 +237,30 @@ class Run:
 
     def save_best(self) -> None:
         """Write `best_model_<steps>.pth`, and a copy as `best_model.pth`, if no evaluation was better than this one."""
-        config = self.trainer.config
-        averages = self.trainer.keep_avg_eval if config.run_eval else self.trainer.keep_avg_train
-        figure = averages.avg_values.get(f"avg_{config.target_loss}")
-        if distributed.rank() > 0 or not averages.avg_values or self.trainer.total_steps_done <= config.save_best_after:
+        trainer, config = self.trainer, self.trainer.config
+        averages = trainer.keep_avg_eval if config.run_eval else trainer.keep_avg_train
+        value = averages.avg_values.get(f"avg_{config.target_loss}")
+        if distributed.rank() > 0 or not averages.avg_values or trainer.total_steps_done <= config.save_best_after:
             return
-        if figure is None:
+        if value is None:
             logger.warning("target_loss: there is no %r in %s", config.target_loss, sorted(averages.avg_values))
             return
         sign = -1 if config.target_loss in EVAL_METRICS else 1  # the highest of these is best
-        if self.best is None:
-            self.best = min([sign * float("inf"), *self._best_on_disk()], key=lambda best: sign * best)
-        if not sign * figure < sign * self.best or not self._may_write():
+        comparable = trainer.best_loss.get("target") == config.target_loss
+        best = trainer.best_loss["eval_loss"] if comparable else sign * float("inf")
+        if not sign * value < sign * best or not self._may_write():
             return
-        train_loss = self.trainer.keep_avg_train.avg_values.get(f"avg_{config.target_loss}", float("inf"))
-        best_loss = {"train_loss": train_loss, "eval_loss": figure, "target": config.target_loss}
-        path = self._write(f"best_model_{self.trainer.total_steps_done}.pth", best_loss)
+        train_loss = trainer.keep_avg_train.avg_values.get(f"avg_{config.target_loss}", float("inf"))
+        best_loss = {"train_loss": train_loss, "eval_loss": value, "target": config.target_loss}
+        path = self._write(f"best_model_{trainer.total_steps_done}.pth", best_loss)
         if path is None:
             return
-        self.best, self.trainer.best_loss = figure, best_loss
+        trainer.best_loss = best_loss
         if not config.save_all_best:
             for older in numbered_files(self.folder, "best_model"):
                 if older != path:
                     older.unlink()
-        write_or_log(self.folder / "best_model.pth", lambda copy: shutil.copyfile(path, copy))
-
-    def _best_on_disk(self) -> list[float]:
-        """The figures of this folder's best models, as far as they can be read and are of the same kind."""
-        target, figures = self.trainer.config.target_loss, []
-        for path in [self.folder / "best_model.pth", *numbered_files(self.folder, "best_model")]:
-            with suppress(checkpoints.CheckpointError):
-                loss = checkpoints.read_tensors(path).get("model_loss")
-                if (
-                    isinstance(loss, dict)
-                    and loss.get("target", target) == target
-                    and loss.get("eval_loss") is not None
-                ):
-                    figures.append(loss["eval_loss"])
-        return figures
+        write_or_log(self.folder / BEST_NAME, lambda copy: shutil.copyfile(path, copy))
 
     def _write(self, name: str, model_loss: Any) -> Path | None:
         """Write a file to go on from; None if it could not be written."""
@@ -284,7 +280,7 @@ class Run:
                 model_loss=model_loss,
                 run=self._state(),
             )
-            checkpoints.verify(temporary)
+            verify(temporary)
 
         if not write_or_log(path, write):
             return None
@@ -302,64 +298,12 @@ class Run:
             "rng": rng_states(),
         }
 
-    def _listen(self) -> None:
-        """Let the first SIGINT or SIGTERM end the run after its step; another SIGINT ends it at once."""
-        is_main_thread = threading.current_thread() is threading.main_thread()
-        if self.listening or self.signal is not None or not is_main_thread:
-            return
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as in the background of a shell
-                self.listening[number] = signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, _frame: Any) -> None:
-        self.signal = number
-        self._stop_listening()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # clusters and torchrun may each send one
-        logger.warning("%s: stopping after this step; Ctrl-C stops at once", signal.Signals(number).name)
-
-    def _stop_listening(self) -> None:
-        for number, previous in self.listening.items():
-            signal.signal(number, previous)
-        self.listening = {}
-
-    def _open_bar(self, steps_per_epoch: int) -> None:
-        trainer = self.trainer
-        self.bar = tqdm(
-            desc="Training",
-            total=trainer.config.epochs * steps_per_epoch,
-            initial=trainer.total_steps_done,
-            unit="step",
-            dynamic_ncols=True,
-            disable=True if distributed.rank() > 0 else None,
-        )
-        self.bar_context.callback(self.bar.close)
-        if not self.bar.disable:
-            self.bar_context.enter_context(logging_redirect_tqdm([logging.getLogger("trainer"), logging.getLogger()]))
-
-    def _show_progress(self) -> None:
-        steps_per_second = self.bar.format_dict["rate"]
-        if steps_per_second:
-            config = self.trainer.config
-            seconds = self.samples_per_step * config.seq_len / config.audio.sample_rate
-            self.bar.set_postfix_str(f"{steps_per_second * seconds:.1f} s of audio/s", refresh=False)
-        self.bar.update()
-
-
-def leave_signals_to_parent(_worker: int) -> None:
-    """For processes that load data: a signal to the whole group must not take them from the step being made.
-
-    SIGTERM is also how they are told to end, so they do that `GRACE` seconds later.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
-    signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, GRACE))
-
 
 def write_or_log(path: Path, write: Callable[[Path], Any]) -> bool:
     """Write a file whole; one that cannot be written is left as it was, and costs an error in the log, not the run."""
     try:
-        checkpoints.write_atomically(path, write)
-    except (OSError, RuntimeError, checkpoints.CheckpointError) as error:
+        write_atomically(path, write)
+    except (OSError, RuntimeError, CheckpointError) as error:
         # torch closes its file after the system's error with one of its own, which says nothing
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         logger.error(
@@ -369,83 +313,3 @@ def write_or_log(path: Path, write: Callable[[Path], Any]) -> bool:
         )
         return False
     return True
-
-
-def numbered_files(folder: Path, kind: str) -> list[Path]:
-    """`<kind>_<steps>.pth` in `folder`, the newest first."""
-    paths = [path for path in folder.glob(f"{kind}_*.pth") if path.stem.rpartition("_")[2].isdigit()]
-    return sorted(paths, key=_steps, reverse=True)
-
-
-def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any] | None]:
-    """The newest file in a run's folder that is whole, and the state of the run in it, None in the Trainer's own files.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    paths = [*numbered_files(folder, "checkpoint"), *numbered_files(folder, "best_model")]
-    for path in sorted(paths, key=_steps, reverse=True):
-        try:
-            checkpoints.verify(path)
-            return path, checkpoints.read_tensors(path).get("run")
-        except checkpoints.CheckpointError as error:
-            logger.warning("Renamed to .damaged, going back to the one before: %s", error)
-            path.rename(f"{path}.damaged")  # or it would count as the newest of those to keep
-    raise checkpoints.CheckpointError(f"{folder}: no checkpoint that could be read, expected checkpoint_<steps>.pth")
-
-
-def _steps(path: Path) -> int:
-    return int(path.stem.rpartition("_")[2])
-
-
-def rng_states() -> dict[str, Any]:
-    """The states of all random number generators, as plain tensors, tuples and numbers."""
-    name, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_rng_states(states: dict[str, Any]) -> None:
-    """Put all random number generators back to `states`."""
-    random.setstate(states["python"])
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    if len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
-
-
-class Watch:
-    """Counts the steps in a row that were not finite, and ends the run when there are too many.
-
-    Args:
-        limit: Steps in a row that may be skipped.
-    """
-
-    def __init__(self, limit: int):
-        self.limit = limit
-        self.skipped = 0
-
-    def step(self, number: int, faults: list[str], files: list[str]) -> None:
-        """Take note of step `number`, in which the figures named in `faults` were not finite.
-
-        Raises:
-            DivergedError: if more than `limit` steps in a row had faults.
-        """
-        self.skipped = self.skipped + 1 if faults else 0
-        if not faults:
-            return
-        files = [name for part in distributed.gather(files) for name in part]
-        what = f"step {number}: {', '.join(faults)} not finite (files: {', '.join(files) or 'unknown'})"
-        if self.skipped > self.limit:
-            message = (
-                f"{what}; {self.skipped} steps in a row, more than max_skipped_steps ({self.limit}): the run has "
-                "diverged. Go on from its last checkpoint with a lower learning rate, or with grad_clip"
-            )
-            logger.error(message)
-            raise DivergedError(message)
-        logger.warning("Skipped %s", what)

@@ -1,185 +1,187 @@
 """One training step: the discriminators are updated on the detached waveform, then the generator against them."""
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from trainer import Trainer
 
-from apnet2_tts_plugin import distributed, losses
-from apnet2_tts_plugin.discriminators import Discriminator
-from apnet2_tts_plugin.generator import Prediction
+from apnet2_tts_plugin.config import Apnet2Config
+from apnet2_tts_plugin.network.discriminators import Discriminator
+from apnet2_tts_plugin.network.generator import Generator
+from apnet2_tts_plugin.network.spectra import LogMel
+from apnet2_tts_plugin.training import distributed, losses
+from apnet2_tts_plugin.training.losses import SpectralCriterion
 
-if TYPE_CHECKING:
-    from trainer import Trainer
-
-    from apnet2_tts_plugin.model import Apnet2
-
-DISCRIMINATORS, GENERATOR = 0, 1  # order of the optimizers
+DISCRIMINATOR_OPTIMIZER, GENERATOR_OPTIMIZER = 0, 1  # their order in the Trainer
 
 
-class Part(NamedTuple):
+class Networks(NamedTuple):
+    """What is trained, and the analysis that makes the generator's input."""
+
+    generator: Generator
+    mpd: Discriminator
+    mrd: Discriminator
+    log_mel: LogMel
+
+
+class MicroBatch(NamedTuple):
     """Segments that go through the networks together.
 
-    `share` is theirs in the batch; waveform (B, N), its complex spectrum (B, n_bins, T), and mel (B, n_mels, T), which
-    the generator gets.
+    `weight` is their share of the batch; waveform is (B, N), its complex spectrum (B, n_bins, T), and features, which
+    the generator gets, (B, n_inputs, T).
     """
 
-    share: float
+    weight: float
     waveform: Tensor
     spectrum: Tensor
-    mel: Tensor
+    features: Tensor
 
 
-class Network(NamedTuple):
-    """What one optimizer updates: its index, names in the log, weights of the loss terms, modules by short names."""
+def training_step(
+    networks: Networks, criterion: SpectralCriterion, config: Apnet2Config, trainer: Trainer, batch: dict[str, Any]
+) -> tuple[Tensor, dict[str, float]]:
+    """Update the discriminators and the generator once; an update whose gradient is not finite is left out.
 
-    index: int
-    name: str
-    prefix: str
-    loss_weights: dict[str, float]
-    modules: dict[str, nn.Module]
+    Args:
+        networks: The networks.
+        criterion: The spectral losses.
+        config: Weights of the losses, clipping, and when the discriminators join.
+        trainer: The running Trainer, for optimizers, schedules and gradient scaling.
+        batch: As `micro_batches` takes it.
 
-    def parameters(self) -> list[nn.Parameter]:
-        return [parameter for module in self.modules.values() for parameter in module.parameters()]
+    Returns:
+        Waveforms (B, N) generated for the first micro-batch, and losses and gradient norms by their names in the log:
+        those of the whole batch, of all processes.
+    """
+    generator, discriminators = networks.generator, {"mpd": networks.mpd, "mrd": networks.mrd}
+    parts = micro_batches(networks.log_mel, batch, trainer.grad_accum_steps)
+    adversarial = trainer.total_steps_done >= config.steps_to_start_discriminator
+    logs_term_gradients = config.log_term_gradients and trainer.total_steps_done % config.plot_step == 0
+    logged: dict[str, Tensor] = {}
 
+    # One forward pass serves both updates; of several micro-batches each makes its own, as one graph fits at a time.
+    shared = generator(parts[0].features) if len(parts) == 1 else None
 
-class Step:
-    """One step of `model` in `trainer` on a batch; see `Apnet2.optimize`."""
+    if adversarial:
+        trainer.optimizer[DISCRIMINATOR_OPTIMIZER].zero_grad(set_to_none=True)
+        for part in parts:
+            with torch.no_grad():
+                predicted = generator(part.features) if shared is None else shared
+            torch.clear_autocast_cache()  # weights cast without a graph must not serve the next pass, which has one
+            generated = predicted.waveform.detach()
+            terms = {
+                name: losses.hinge_discriminator(*discriminator.pair(part.waveform, generated))
+                for name, discriminator in discriminators.items()
+            }
+            loss = losses.weighted_sum(terms, config.discriminator_loss_weights)
+            backward(part.weight * loss, trainer)
+            log_terms(logged, {**_prefixed("loss_disc_", terms), "loss_disc": loss}, part.weight)
+        logged |= update(DISCRIMINATOR_OPTIMIZER, "disc", discriminators, config, trainer)
 
-    def __init__(self, model: "Apnet2", trainer: "Trainer", batch: dict[str, Any]):
-        config = model.config
-        self.model = model
-        self.trainer = trainer
-        self.config = config
-        self.parts = list(parts(model, batch))
-        # One forward pass serves both updates. With several parts each update makes its own: one graph fits at a time.
-        self.shared = model.generator(self.parts[0].mel) if len(self.parts) == 1 else None
-        self.adversarial = trainer.total_steps_done >= config.steps_to_start_discriminator
-        self.first_waveform: Tensor | None = None
+    trainer.optimizer[GENERATOR_OPTIMIZER].zero_grad(set_to_none=True)
+    first_waveform = None
+    for part in parts:
+        predicted = generator(part.features) if shared is None else shared
+        terms = criterion(part.spectrum, part.waveform, predicted)
+        if adversarial:
+            for name, discriminator in discriminators.items():
+                terms |= adversarial_terms(name, discriminator, part.waveform, predicted.waveform)
+        loss = losses.weighted_sum(terms, config.loss_weights)
+        if first_waveform is None:
+            first_waveform = predicted.waveform.detach()
+            if logs_term_gradients:
+                logged |= term_gradient_norms(terms, config.loss_weights, generator)
+        backward(part.weight * loss, trainer)
+        log_terms(logged, {**_prefixed("loss_", terms), "loss_gen": loss}, part.weight)
+    logged |= update(GENERATOR_OPTIMIZER, "gen", {"gen": generator}, config, trainer)
 
-    def run(self) -> dict[str, float]:
-        """Make the updates; returns losses and gradient norms of the whole batch, of all processes."""
-        model, config = self.model, self.config
-        logged = {}
-        if self.adversarial:
-            modules = {"mpd": model.mpd, "mrd": model.mrd}
-            weights = config.discriminator_loss_weights
-            logged |= self._update(Network(DISCRIMINATORS, "disc", "loss_disc_", weights, modules))
-        logged |= self._update(Network(GENERATOR, "gen", "loss_", config.loss_weights, {"gen": model.generator}))
-        if self.trainer.use_amp_scaler:
-            self.trainer.scaler.update()
-        values = distributed.mean(torch.stack([value.float() for value in logged.values()]))
-        return dict(zip(logged, values.tolist(), strict=True))
-
-    def _update(self, network: Network) -> dict[str, Tensor]:
-        """Update a network by the gradient of all parts, unless that is not finite; returns what is to be logged."""
-        is_generator = network.index == GENERATOR
-        self.trainer.optimizer[network.index].zero_grad(set_to_none=True)
-        logged: dict[str, Tensor] = {}
-        for part in self.parts:
-            terms = self._generator_terms(part) if is_generator else self._discriminator_terms(part)
-            loss = losses.weighted_sum(terms, network.loss_weights)
-            if is_generator and part is self.parts[0] and self._logs_term_gradients():
-                logged |= term_gradient_norms(terms, network)
-            self.model.scaled_backward(part.share * loss, self.trainer)
-            for name, term in terms.items():
-                _add(logged, f"{network.prefix}{name}", part.share * term.detach())
-            _add(logged, f"loss_{network.name}", part.share * loss.detach())
-        return logged | self._take_step(network)
-
-    def _take_step(self, network: Network) -> dict[str, Tensor]:
-        trainer, limit = self.trainer, self.config.grad_clip[network.index]
-        optimizer = trainer.optimizer[network.index]
-        parameters = network.parameters()
-        distributed.average_gradients(parameters)
-        if trainer.use_amp_scaler:
-            trainer.scaler.unscale_(optimizer)
-        norms = {name: gradient_norm(p.grad for p in module.parameters()) for name, module in network.modules.items()}
-        norms[network.name] = norm = torch.stack(list(norms.values())).norm()
-        if norm.isfinite():
-            if limit > 0:
-                nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-            if trainer.use_amp_scaler:
-                trainer.scaler.step(optimizer)
-            else:
-                optimizer.step()
-            if not self.config.scheduler_after_epoch:
-                trainer.scheduler[network.index].step()
-        return {f"grad_norm_{name}": value for name, value in norms.items()}
-
-    def _predict(self, part: Part) -> Prediction:
-        return self.model.generator(part.mel) if self.shared is None else self.shared
-
-    def _discriminator_terms(self, part: Part) -> dict[str, Tensor]:
-        with torch.no_grad():
-            generated = self._predict(part).waveform.detach()
-        torch.clear_autocast_cache()  # weights cast without a graph must not serve the next pass, which has one
-        return discriminator_terms(self.model, part.waveform, generated)
-
-    def _generator_terms(self, part: Part) -> dict[str, Tensor]:
-        predicted = self._predict(part)
-        if self.first_waveform is None:
-            self.first_waveform = predicted.waveform.detach()
-        terms = spectral_terms(self.model, part, predicted)
-        return terms | adversarial_terms(self.model, part.waveform, predicted.waveform) if self.adversarial else terms
-
-    def _logs_term_gradients(self) -> bool:
-        return self.config.log_term_gradients and self.trainer.total_steps_done % self.config.plot_step == 0
+    if trainer.use_amp_scaler:
+        trainer.scaler.update()
+    values = distributed.mean(torch.stack([value.float() for value in logged.values()]))
+    return first_waveform, dict(zip(logged, values.tolist(), strict=True))
 
 
-def parts(model: "Apnet2", batch: dict[str, Any]) -> Iterator[Part]:
-    """The parts of a batch, one unless gradients are accumulated.
+def micro_batches(log_mel: LogMel, batch: dict[str, Any], n: int = 1) -> list[MicroBatch]:
+    """A batch in up to `n` pieces of equal size, the last one perhaps smaller.
 
-    "waveform" (B, N); "mel" (B, n_mels, T) only where it is not to be that of the waveform.
+    Args:
+        log_mel: The generator's analysis.
+        batch: "waveform" (B, N), and "features" (B, n_inputs, T) only where they are not the mel of the waveform.
+        n: Number of pieces.
     """
     n_segments = len(batch["waveform"])
-    size = model.config.batch_size if model.grad_accum_steps > 1 else n_segments
+    size = -(-n_segments // n)
     waveforms = batch["waveform"].split(size)
-    mels = batch["mel"].split(size) if "mel" in batch else [None] * len(waveforms)
-    for waveform, mel in zip(waveforms, mels, strict=True):
-        spectrum = model.log_mel.stft(waveform)
-        mel = model.log_mel.from_spectrum(spectrum) if mel is None else mel
-        yield Part(len(waveform) / n_segments, waveform, spectrum, mel)
+    features = batch["features"].split(size) if "features" in batch else [None] * len(waveforms)
+    parts = []
+    for waveform, given in zip(waveforms, features, strict=True):
+        spectrum = log_mel.stft(waveform)
+        mel = log_mel.from_spectrum(spectrum) if given is None else given
+        parts.append(MicroBatch(len(waveform) / n_segments, waveform, spectrum, mel))
+    return parts
 
 
-def spectral_terms(model: "Apnet2", part: Part, predicted: Prediction) -> dict[str, Tensor]:
-    """The generator's terms that need no discriminator."""
-    stft = model.log_mel.stft
-    return losses.spectral_terms(part.spectrum, part.waveform, predicted, stft, model.loss_mel, model.loss_stfts)
-
-
-def discriminator_terms(model: "Apnet2", real: Tensor, generated: Tensor) -> dict[str, Tensor]:
-    """The hinge losses of both discriminators for waveforms (B, N)."""
+def adversarial_terms(name: str, discriminator: Discriminator, real: Tensor, generated: Tensor) -> dict[str, Tensor]:
+    """The generator's terms against a discriminator, whose own weights get no gradients; waveforms are (B, N)."""
+    discriminator.requires_grad_(False)
+    with torch.no_grad():
+        judged_real = discriminator(real)
+    judged_generated = discriminator(generated)
+    discriminator.requires_grad_(True)
     return {
-        "mpd": losses.hinge_discriminator(*model.mpd.pair(real, generated)),
-        "mrd": losses.hinge_discriminator(*model.mrd.pair(real, generated)),
+        f"adversarial_{name}": losses.hinge_generator(judged_generated),
+        f"feature_matching_{name}": losses.feature_matching(judged_real, judged_generated),
     }
 
 
-def adversarial_terms(model: "Apnet2", real: Tensor, generated: Tensor) -> dict[str, Tensor]:
-    """The generator's terms against both discriminators, whose own weights get no gradients."""
-    discriminators: dict[str, Discriminator] = {"mpd": model.mpd, "mrd": model.mrd}
-    terms = {}
-    for name, discriminator in discriminators.items():
-        discriminator.requires_grad_(False)
-        with torch.no_grad():
-            judged_real = discriminator(real)
-        judged_generated = discriminator(generated)
-        discriminator.requires_grad_(True)
-        terms[f"adversarial_{name}"] = losses.hinge_generator(judged_generated)
-        terms[f"feature_matching_{name}"] = losses.feature_matching(judged_real, judged_generated)
-    return terms
+def backward(loss: Tensor, trainer: Trainer) -> None:
+    """Add the gradients of a loss, scaled if the Trainer scales them."""
+    (trainer.scaler.scale(loss) if trainer.use_amp_scaler else loss).backward()
 
 
-def term_gradient_norms(terms: dict[str, Tensor], network: Network) -> dict[str, Tensor]:
-    """Norm of the gradient that each weighted term alone has in the network's parameters."""
-    parameters = network.parameters()
+def update(
+    index: int, name: str, modules: dict[str, nn.Module], config: Apnet2Config, trainer: Trainer
+) -> dict[str, Tensor]:
+    """Step optimizer `index` by the gradients of all processes, unless they are not finite.
+
+    Args:
+        index: Which optimizer.
+        name: What all modules together are called in the log.
+        modules: The modules that it updates, by their names in the log.
+        config: Clipping and schedule.
+        trainer: The running Trainer.
+
+    Returns:
+        The gradient norms of each module and of all together, before clipping.
+    """
+    optimizer, limit = trainer.optimizer[index], config.grad_clip[index]
+    parameters = [parameter for module in modules.values() for parameter in module.parameters()]
+    distributed.average_gradients(parameters)
+    if trainer.use_amp_scaler:
+        trainer.scaler.unscale_(optimizer)
+    norms = {key: gradient_norm(p.grad for p in module.parameters()) for key, module in modules.items()}
+    norms[name] = norm = torch.stack(list(norms.values())).norm()
+    if norm.isfinite():
+        if limit > 0:
+            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        if trainer.use_amp_scaler:
+            trainer.scaler.step(optimizer)
+        else:
+            optimizer.step()
+        if not config.scheduler_after_epoch:
+            trainer.scheduler[index].step()
+    return {f"grad_norm_{key}": value for key, value in norms.items()}
+
+
+def term_gradient_norms(terms: dict[str, Tensor], weights: dict[str, float], generator: Generator) -> dict[str, Tensor]:
+    """Norm of the gradient that each weighted term alone has in the generator's parameters."""
+    parameters = list(generator.parameters())
     norms = {}
     for name, term in terms.items():
-        weighted = network.loss_weights[name] * term
-        gradients = torch.autograd.grad(weighted, parameters, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(weights[name] * term, parameters, retain_graph=True, allow_unused=True)
         norms[f"grad_norm_{name}"] = gradient_norm(gradients)
     return norms
 
@@ -189,10 +191,16 @@ def gradient_norm(gradients: Iterable[Tensor | None]) -> Tensor:
     return nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
 
 
-def not_finite(figures: dict[str, float]) -> list[str]:
-    """The names of the figures that are NaN or infinite."""
-    return [name for name, value in figures.items() if not math.isfinite(value)]
+def not_finite(values: dict[str, float]) -> list[str]:
+    """The names of the values that are NaN or infinite."""
+    return [name for name, value in values.items() if not math.isfinite(value)]
 
 
-def _add(figures: dict[str, Tensor], name: str, value: Tensor) -> None:
-    figures[name] = figures[name] + value if name in figures else value
+def log_terms(logged: dict[str, Tensor], terms: dict[str, Tensor], weight: float) -> None:
+    """Add terms of a micro-batch, times its weight, to what is logged."""
+    for name, term in terms.items():
+        logged[name] = logged.get(name, 0.0) + weight * term.detach()
+
+
+def _prefixed(prefix: str, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": term for name, term in terms.items()}

@@ -1,5 +1,6 @@
 """What the official APNet2 and FreeV code calls things: tensors, sizes and settings by their names here."""
 
+import os
 import re
 from typing import Any
 
@@ -7,8 +8,12 @@ import torch
 from torch import Tensor
 
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
+from apnet2_tts_plugin.errors import CheckpointError, one_line
+from apnet2_tts_plugin.weights.checkpoints import named_tensors
 
-# By network, the beginnings of names and ours. In the official code `norm2` and `convnext2` are the amplitude branch.
+OFFICIAL_FILE = "an official APNet2 file"
+
+# By network, the beginnings of official names and this code's. There `norm2` and `convnext2` are the amplitude branch.
 NAMES = {
     "generator": (
         (r"ASP_input_conv\.", "amplitude.backbone.input_conv."),
@@ -26,8 +31,8 @@ NAMES = {
     "mpd": ((r"discriminators\.", "parts."),),
     "mrd": ((r"discriminators\.", "parts."),),
 }
-# Parts of names, in any network, and ours.
-PARTS = (
+# Pieces of names, in any network, and this code's.
+PIECES = (
     (".dwconv.", ".depthwise."),
     (".pwconv1.", ".expand."),
     (".grn.", ".response_norm."),
@@ -40,7 +45,7 @@ PARTS = (
 
 
 def rename_official(network: str, state: dict[str, Tensor], freev: bool | None = None) -> dict[str, Tensor]:
-    """The state dict of an official `network` ("generator", "mpd" or "mrd") under our names; unknown names stay.
+    """The state dict of an official `network` ("generator", "mpd" or "mrd") by this code's names; unknown names stay.
 
     `freev` says whether a generator is FreeV's; None tells by its tensors. FreeV has no convolutions around its
     amplitude blocks, and so no backbone; it stores norms there that it never uses.
@@ -56,25 +61,34 @@ def rename_official(network: str, state: dict[str, Tensor], freev: bool | None =
             new, found = re.subn("^" + pattern, replacement, new)
             if found:
                 break
-        for old_part, new_part in PARTS:
-            new = new.replace(old_part, new_part)
+        for old, replacement in PIECES:
+            new = new.replace(old, replacement)
         if freev:
             new = new.replace("amplitude.backbone.", "amplitude.")
         renamed[new] = tensor
     return renamed
 
 
-def config_of(state: dict[str, Any]) -> Apnet2Config:
-    """The default configuration with the sizes of a renamed generator.
+def official_state(content: dict[str, Any], source: str | os.PathLike[Any], *networks: str) -> dict[str, Tensor]:
+    """The tensors of official networks under their names in the model."""
+    state = {}
+    for network in networks:
+        renamed = rename_official(network, named_tensors(content, source, network, OFFICIAL_FILE))
+        state |= {f"{network}.{name}": tensor for name, tensor in renamed.items()}
+    return state
+
+
+def config_of(state: dict[str, Any], source: str | os.PathLike[Any]) -> Apnet2Config:
+    """The default configuration with the sizes of a renamed generator, read from `source`.
 
     Raises:
-        ValueError: if a tensor that tells a size is missing or misshapen.
+        CheckpointError: if a tensor that tells a size is missing or misshapen.
     """
 
     def shape(name: str, n_dims: int = 3) -> torch.Size:
         if not isinstance(state.get(name), Tensor) or state[name].dim() != n_dims:
             problem = "misshapen" if name in state else "missing"
-            raise ValueError(f"{name} is {problem}, expected an official APNet2 or FreeV generator")
+            raise CheckpointError(f"{source}: {name} is {problem}, expected an official APNet2 or FreeV generator")
         return state[name].shape
 
     def sizes(branch: str, output: str | None) -> PredictorConfig:
@@ -116,5 +130,4 @@ def take_settings(config: Apnet2Config, settings: Any) -> None:
         config.audio.mel_fmax = None if settings["fmax"] is None else float(settings["fmax"])
         config.seq_len = settings.get("segment_size", config.seq_len)
     except (KeyError, TypeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"no usable {reason}, expected an official APNet2 config.json") from error
+        raise ValueError(f"no usable {one_line(error)}, expected an official APNet2 config.json") from error

@@ -1,7 +1,7 @@
 """Named local models: folders with a `config.json` and a weight file, found by the names `tts --vocoder_name` takes.
 
 The user's models lie where coqui-tts keeps those it downloads: `<user data>/vocoder_models--en--ljspeech--<name>`, with
-`TTS_HOME` honoured. Models that ship with the plugin lie in `bundled/<name>` beside this module. Under the same name,
+`TTS_HOME` honoured. Models that ship with the plugin lie in `bundled/<name>` in this package. Under the same name,
 the user's model is taken.
 """
 
@@ -15,16 +15,13 @@ from pathlib import Path
 
 from trainer.io import get_user_data_dir
 
+from apnet2_tts_plugin.errors import ModelError, ModelNotFoundError
+from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
+
 PREFIX = "vocoder_models/en/ljspeech/"
-BUNDLED = Path(__file__).parent / "bundled"
+BUNDLED = Path(__file__).parents[1] / "bundled"
 
-
-class StoreError(ValueError):
-    """A named model cannot be used, installed or removed; the message says why in one line."""
-
-
-class ModelNotFoundError(StoreError):
-    """No model has this name."""
+SHORTHANDS = {"xtts"}  # names that coqui-tts takes for a model of another name
 
 
 def names() -> dict[str, Path]:
@@ -43,7 +40,7 @@ def resolve(name_or_folder: str | os.PathLike) -> Path:
 
     Raises:
         ModelNotFoundError: if it is none of these; the message lists the known names.
-        StoreError: if it is a folder without an APNet2 model.
+        ModelError: if it is a folder without an APNet2 model.
     """
     known = names()
     name = short_name(str(name_or_folder))
@@ -62,15 +59,15 @@ def short_name(name: str) -> str:
     return name.removeprefix(PREFIX)
 
 
-def claims(name: str) -> bool:
-    """Whether `name`, short or full, is one of our models or can only mean one, as every `apnet2...` does."""
+def is_apnet2(name: str) -> bool:
+    """Whether `name`, short or full, is a model's here or can only mean one, as every `apnet2...` does."""
     short = short_name(name)
     return short in names() or ("/" not in short and short.lower().startswith("apnet2"))
 
 
 def is_model(folder: str | os.PathLike) -> bool:
     """Whether `folder` has a `config.json` that says `"model": "apnet2"`."""
-    return is_config(Path(folder, "config.json"))
+    return is_config(Path(folder, CONFIG_NAME))
 
 
 def is_config(path: str | os.PathLike) -> bool:
@@ -80,22 +77,6 @@ def is_config(path: str | os.PathLike) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and str(config.get("model")).lower() == "apnet2"
-
-
-def weights_file(folder: str | os.PathLike) -> Path:
-    """The weights in `folder`: `model.safetensors`, or else its only `.pth` file.
-
-    Raises:
-        StoreError: if there is neither, or more than one `.pth` file to choose from.
-    """
-    preferred = Path(folder, "model.safetensors")
-    if preferred.is_file():
-        return preferred
-    checkpoints = sorted(Path(folder).glob("*.pth"))
-    if len(checkpoints) != 1:
-        found = ", ".join(path.name for path in checkpoints) or "none"
-        raise StoreError(f"{folder}: expected model.safetensors or exactly one .pth file, found {found}")
-    return checkpoints[0]
 
 
 def install(folder: str | os.PathLike, name: str) -> Path:
@@ -112,14 +93,15 @@ def install(folder: str | os.PathLike, name: str) -> Path:
         The model's new folder.
 
     Raises:
-        StoreError: if `folder` holds no APNet2 model, the name is not allowed, or coqui-tts has a model of that name.
+        ModelError: if `folder` holds no APNet2 model, the name is not allowed, or coqui-tts has a model of that name.
+        CheckpointError: if there are no weights in it.
     """
     _check_name(name)
     _check_model(folder)
     target = _user_folder(name)
     if target.exists() and not is_model(target):
-        raise StoreError(f"{target} exists and is no APNet2 model; choose another name")
-    files = [Path(folder, "config.json"), weights_file(folder), Path(folder, "README.md")]
+        raise ModelError(f"{target} exists and is no APNet2 model; choose another name")
+    files = [Path(folder, CONFIG_NAME), find_weights(folder), Path(folder, "README.md")]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".apnet2-", dir=target.parent) as temporary:
         new, old = Path(temporary, "new"), Path(temporary, "old")
@@ -142,13 +124,13 @@ def remove(name: str) -> None:
 
     Raises:
         ModelNotFoundError: if no model has this name.
-        StoreError: if only a bundled model has it.
+        ModelError: if only a bundled model has it.
     """
     folder = names().get(short_name(name))
     if folder is None:
         raise ModelNotFoundError(f"no APNet2 model is called {name!r}; known: {', '.join(names()) or 'none'}")
     if folder.parent == BUNDLED:
-        raise StoreError(f"{short_name(name)!r} ships with apnet2-tts-plugin and cannot be removed")
+        raise ModelError(f"{short_name(name)!r} ships with apnet2-tts-plugin and cannot be removed")
     with tempfile.TemporaryDirectory(prefix=".apnet2-", dir=folder.parent) as temporary:
         folder.rename(Path(temporary, "old"))  # gone at once, whatever becomes of the files
 
@@ -163,19 +145,20 @@ def _model_folders(parent: Path, pattern: str) -> list[Path]:
 
 def _check_model(folder: str | os.PathLike) -> None:
     if not is_model(folder):
-        raise StoreError(f'{folder} holds no APNet2 model: it needs a config.json that says "model": "apnet2"')
-    weights_file(folder)
+        raise ModelError(f'{folder} holds no APNet2 model: it needs a config.json that says "model": "apnet2"')
 
 
 def _check_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise StoreError(f"{name!r} is no name: use letters, digits, '_', '.' and '-', with a letter or digit first")
+        raise ModelError(f"{name!r} is no name: use letters, digits, '_', '.' and '-', with a letter or digit first")
     if name in _stock_names():
-        raise StoreError(f"coqui-tts has a vocoder of its own called {PREFIX}{name}; choose another name")
+        raise ModelError(f"coqui-tts has a model of its own called {name}; choose another name")
 
 
 def _stock_names() -> set[str]:
-    """Vocoders of coqui's own catalogue in the place where ours are listed."""
+    """The last parts of the names of all models in coqui's own catalogue, and its shorthands."""
     package = find_spec("TTS")
     catalogue = Path(package.submodule_search_locations[0], ".models.json")
-    return set(json.loads(catalogue.read_text(encoding="utf-8"))["vocoder_models"]["en"]["ljspeech"])
+    kinds = json.loads(catalogue.read_text(encoding="utf-8")).values()
+    datasets = [dataset for languages in kinds for language in languages.values() for dataset in language.values()]
+    return SHORTHANDS.union(*datasets)

@@ -3,13 +3,10 @@
     python recipes/flite/make_corpus.py --out flite_corpus
     python recipes/flite/make_corpus.py --engine espeak-ng --voices en-us --last 20 --out unseen_corpus
 
-The corpus is ``OUT/wavs/<sentence index>_<voice>.wav`` (16-bit mono) and ``OUT/metadata.csv`` with one line
-``id|text|text`` per file. The sentence index (its line number, from 1) comes first in the name, so a split by
-sorted name holds out whole sentences with all their voices. Files that are already there are kept, so an
-interrupted run can simply be started again.
+The corpus is `OUT/wavs/<sentence index>_<voice>.wav` (16-bit mono) and `OUT/metadata.csv` with a line `id|text|text`
+for each file. The sentence index (its line number, from 1) comes first in the name, so a split by sorted name holds out
+whole sentences with all their voices. Files that are there already are kept: an interrupted run is just started again.
 """
-
-from __future__ import annotations
 
 import argparse
 import os
@@ -23,15 +20,16 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
+from apnet2_tts_plugin.files import write_text
+
 HERE = Path(__file__).resolve().parent
 DEFAULT_VOICES = {"flite": ["slt", "rms", "awb", "kal16"], "espeak-ng": ["en-us"]}
 
 
 class CorpusError(Exception):
-    """A problem that the user can solve; its text is one line."""
+    """A problem that the user can solve, in one line; `code` is the exit status it asks for."""
 
     def __init__(self, message: str, code: int = 1) -> None:
-        """Join the lines of the message; ``code`` is the exit status it asks for."""
         super().__init__(" ".join(message.split()))
         self.code = code
 
@@ -74,18 +72,7 @@ def read_sentences(path: Path) -> dict[int, str]:
 
 
 def make_file(engine: str, voice: str, text: str, target: Path, sample_rate: int) -> float:
-    """Speak one sentence into a file, unless that is there already.
-
-    Args:
-        engine: Program to run, "flite" or "espeak-ng".
-        voice: Voice of that program.
-        text: The sentence.
-        target: WAV file to make; it appears under this name only once it is complete.
-        sample_rate: Sample rate of the file in Hz.
-
-    Returns:
-        Duration of the file in seconds.
-    """
+    """Speak one sentence into a WAV file, whole or not at all, unless it is there already; returns its seconds."""
     if target.exists():
         info = soundfile.info(target)
         if info.samplerate != sample_rate:
@@ -122,33 +109,28 @@ def make_corpus(args: argparse.Namespace) -> tuple[int, float]:
         for name, (_, text) in texts.items():
             if rows.get(name, text) != text:
                 raise CorpusError(f"{args.out} was made from other sentences (see {name}); choose another --out")
-        seconds = 0.0
         with ThreadPoolExecutor(args.jobs) as pool:
             jobs = [
                 pool.submit(make_file, args.engine, voice, text, wavs / f"{name}.wav", args.sample_rate)
                 for name, (voice, text) in texts.items()
             ]
             try:
-                for job in tqdm(as_completed(jobs), total=len(jobs), unit="file"):
-                    seconds += job.result()
+                seconds = sum(job.result() for job in tqdm(as_completed(jobs), total=len(jobs), unit="file"))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
         rows.update({name: text for name, (_, text) in texts.items()})
-        temporary = metadata.with_name(f".{metadata.name}.{os.getpid()}.tmp")
-        temporary.write_text("".join(f"{name}|{rows[name]}|{rows[name]}\n" for name in sorted(rows)), encoding="utf-8")
-        os.replace(temporary, metadata)
+        write_text(metadata, "".join(f"{name}|{rows[name]}|{rows[name]}\n" for name in sorted(rows)))
     except (OSError, soundfile.SoundFileError) as error:
         raise CorpusError(f"cannot write the corpus to {args.out}: {error}") from None
     return len(texts), seconds
 
 
 def positive(text: str) -> int:
-    """Parse a whole number of at least 1 for argparse."""
-    number = int(text)
-    if number < 1:
+    """A whole number of at least 1, for argparse."""
+    if int(text) < 1:
         raise ValueError(text)
-    return number
+    return int(text)
 
 
 def main() -> int:

@@ -4,102 +4,76 @@ python recipes/flite/make_corpus.py
 python recipes/flite/apnet2/train_apnet2.py
 """
 
-import argparse
-import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer import Trainer, TrainerArgs
-from TTS.config import load_config
+from trainer import Trainer
 
-from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
-from apnet2_tts_plugin.corpus import find_audio, split
+from apnet2_tts_plugin import recipe
+from apnet2_tts_plugin.audio import find_audio
+from apnet2_tts_plugin.config import LOSS_WEIGHTS, Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.model import Apnet2
 
 HERE = Path(__file__).parent
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+@dataclass
+class Args(recipe.RecipeArgs):
+    """The arguments of all recipes, and those of this one."""
+
+    batch_size: int = field(default=4, metadata={"help": "Segments of a batch. Defaults to 4."})
+    seq_len: int = field(
+        default=40_960, metadata={"help": "Samples of a segment, a multiple of 256. Defaults to 40960."}
+    )
+    eval_split_size: int = field(default=80, metadata={"help": "Recordings held out: 20 sentences in 4 voices."})
+    steps: int = field(default=12_000, metadata={"help": "Training steps. Defaults to 12000."})
+    lr: float = field(default=1e-3, metadata={"help": "Learning rate at the start. Defaults to 0.001."})
+    num_loader_workers: int = field(default=0, metadata={"help": "Processes that read audio. Defaults to 0."})
+
+
+def parse_args(argv: list[str] | None = None) -> Args:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="Train a small APNet2 on flite's speech.")
-    parser.add_argument("--data_path", default=HERE.parent / "flite_corpus" / "wavs", help="folder of the WAV files")
-    parser.add_argument("--output_path", default=HERE, help="folder for the run's folder")
-    parser.add_argument("--batch_size", type=int, default=4, help="segments of a batch (4)")
-    parser.add_argument("--seq_len", type=int, default=40_960, help="samples of a segment, a multiple of 256 (40960)")
-    parser.add_argument("--steps", type=int, default=12_000, help="training steps (12000)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate at the start (0.001)")
-    parser.add_argument("--num_loader_workers", type=int, default=0, help="processes that read audio (0)")
-    parser.add_argument("--continue_path", default="", help="folder of an interrupted run to go on with, as it was set")
-    parser.add_argument("--restore_path", default="", help="checkpoint to start from, with a new schedule")
-    return parser.parse_args(argv)
+    wavs = HERE.parent / "flite_corpus" / "wavs"
+    return recipe.parse_args(Args(), "Train a small APNet2 on flite's speech.", HERE, wavs, argv)
 
 
-def make_config(args: argparse.Namespace) -> Apnet2Config:
+def make_config(args: Args) -> Apnet2Config:
     """The configuration of a new run."""
-    # hold out the last 20 sentences with their four voices
-    train_files, eval_files = split(find_audio(args.data_path), n_eval=80)
+    settings = recipe.run_settings(args, len(find_audio(args.data_path)))
+    settings |= dict(num_eval_loader_workers=0, print_step=50, plot_step=50, log_model_step=1000, save_step=500)
+    # down to a twentieth of the learning rate at the end
+    settings |= dict(lr_gen=args.lr, lr_scheduler_gen_params={"gamma": 0.05 ** (1 / args.steps)}, save_n_checkpoints=2)
 
-    # set the configuration
-    n_batches = -(-len(train_files) // args.batch_size)
-    config = Apnet2Config(
+    # Most of the phase is noise to so small a model, and its losses are noise to the rest: ask instead for amplitudes
+    # that the inverse STFT leaves as they are, which the discriminators would do otherwise.
+    phase_terms = dict.fromkeys(("instantaneous_phase", "group_delay", "phase_time_difference"), 10.0)
+    other_terms = {"real": 5.0, "imaginary": 5.0, "multi_resolution_stft": 200.0}
+    return Apnet2Config(
         run_name="apnet2_flite",
-        output_path=str(args.output_path),
-        data_path=str(args.data_path),
-        batch_size=args.batch_size,
         # five times the official length: GRN pools over time, and so few layers rely on what a short segment pools
         seq_len=args.seq_len,
-        eval_split_size=len(eval_files),
-        epochs=-(-args.steps // n_batches),
-        num_loader_workers=args.num_loader_workers,
-        num_eval_loader_workers=0,
-        run_eval=True,
-        print_step=50,
-        plot_step=50,
-        log_model_step=1000,
-        save_step=500,
-        save_n_checkpoints=2,
         # 3.0 M parameters: FreeV's start leaves little to do for the amplitude
         amplitude_start="pseudo_inverse",
         amplitude=PredictorConfig(channels=513, hidden_channels=512, blocks=1),
         phase=PredictorConfig(channels=192, hidden_channels=576, blocks=8, output_kernel_size=3),
+        loss_weights=LOSS_WEIGHTS | phase_terms | other_terms,
         # no discriminators: they would take four fifths of the time
-        steps_to_start_discriminator=args.steps + n_batches,
-        lr_gen=args.lr,
-        # down to a twentieth of the learning rate at the end
-        scheduler_after_epoch=False,
-        lr_scheduler_gen_params={"gamma": 0.05 ** (1 / args.steps)},
+        steps_to_start_discriminator=10**9,
+        **settings,
     )
-
-    # Most of the phase is noise to so small a model, and its losses are noise to the rest: ask instead for amplitudes
-    # that the inverse STFT leaves as they are, which the discriminators would do otherwise.
-    for term in ("instantaneous_phase", "group_delay", "phase_time_difference"):
-        config.loss_weights[term] = 10.0
-    for term in ("real", "imaginary"):
-        config.loss_weights[term] = 5.0
-    config.loss_weights["multi_resolution_stft"] = 200.0
-    return config
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train until the steps are done."""
     args = parse_args(argv)
-
-    try:
+    with recipe.mistakes_in_one_line("Make the corpus by recipes/flite/make_corpus.py, or name it by --data_path."):
         # an interrupted run goes on with its own configuration
-        config = load_config(Path(args.continue_path, "config.json")) if args.continue_path else make_config(args)
-        train_files, eval_files = split(find_audio(config.data_path), config.eval_split_size)
+        config = recipe.interrupted_config(args) or make_config(args)
 
-        # init the model and the trainer
+        # init the model and the trainer; the model finds the files
         trainer = Trainer(
-            TrainerArgs(continue_path=args.continue_path, restore_path=args.restore_path),
-            config,
-            output_path=config.output_path,
-            model=Apnet2(config),
-            train_samples=train_files,
-            eval_samples=eval_files,
-            parse_command_line_args=False,
+            args, config, output_path=config.output_path, model=Apnet2(config), parse_command_line_args=False
         )
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}\nMake the corpus by recipes/flite/make_corpus.py, or name its folder by --data_path.")
 
     # and go
     trainer.fit()

@@ -3,53 +3,45 @@
 python recipes/ljspeech/apnet2_vits/train_apnet2.py --vits_path FOLDER --data_path LJSpeech-1.1/wavs
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from trainer import Trainer, TrainerArgs
-from TTS.config import load_config
+from trainer import Trainer
 from TTS.tts.configs.vits_config import VitsConfig
 
-from apnet2_tts_plugin import distributed, latents
+from apnet2_tts_plugin import recipe
+from apnet2_tts_plugin.audio import find_audio
 from apnet2_tts_plugin.config import Apnet2AudioConfig, Apnet2Config
-from apnet2_tts_plugin.corpus import find_audio, split, usable
+from apnet2_tts_plugin.errors import FinetuningError
+from apnet2_tts_plugin.finetuning import latents
 from apnet2_tts_plugin.model import Apnet2
+from apnet2_tts_plugin.pairing.vits import latent_hop
+from apnet2_tts_plugin.training import distributed
+from apnet2_tts_plugin.training.corpus import usable
 
 HERE = Path(__file__).parent
 SEGMENT_FRAMES = 32
 
 
 @dataclass
-class RecipeArgs(TrainerArgs):
-    """The Trainer's own arguments, and those of this recipe."""
+class Args(recipe.RecipeArgs):
+    """The arguments of all recipes, and those of this one."""
 
     vits_path: str = field(default="", metadata={"help": "Folder of the VITS: its config.json and its checkpoint."})
-    data_path: str = field(default=str(HERE.parent / "LJSpeech-1.1" / "wavs"), metadata={"help": "Folder of the WAVs."})
     feature_path: str = field(default=str(HERE / "latents"), metadata={"help": "Folder for the latents of the WAVs."})
-    output_path: str = field(default=str(HERE), metadata={"help": "Folder for the run's folder."})
-    batch_size: int = field(default=16, metadata={"help": "Segments of a batch, on each GPU. Defaults to 16."})
-    steps: int = field(default=1_000_000, metadata={"help": "Training steps. Defaults to 1000000."})
-    num_loader_workers: int = field(default=4, metadata={"help": "Processes that read audio, per GPU. Defaults to 4."})
-    mixed_precision: bool = field(default=False, metadata={"help": "Compute in bfloat16 where it does no harm."})
-    allow_tf32: bool = field(default=False, metadata={"help": "Let matrix products round to TF32."})
-    use_compile: bool = field(default=False, metadata={"help": "Compile the networks by torch.compile."})
 
 
-def parse_args(argv: list[str] | None = None) -> RecipeArgs:
+def parse_args(argv: list[str] | None = None) -> Args:
     """Read the command line."""
-    args = RecipeArgs()
-    parser = args.init_argparse(arg_prefix="")
-    parser.description = "Train APNet2 as the decoder of a VITS."
-    args.parse_args(parser.parse_args(argv))
-    return args
+    wavs = HERE.parent / "LJSpeech-1.1" / "wavs"
+    return recipe.parse_args(Args(), "Train APNet2 as the decoder of a VITS.", HERE, wavs, argv)
 
 
-def extract_latents(args: RecipeArgs) -> VitsConfig:
+def extract_latents(args: Args) -> VitsConfig:
     """Write the latents of all files, this process its share of them; returns the configuration of the VITS."""
     if not args.vits_path:
-        raise latents.LatentError("vits_path: none, expected the folder of a trained VITS")
+        raise FinetuningError("--vits_path: none, expected the folder of a trained VITS")
     files = usable(find_audio(args.data_path))
     vits = latents.load_encoder(args.vits_path).to("cuda" if torch.cuda.is_available() else "cpu")
     share = files[args.rank :: distributed.n_launched(args)]
@@ -57,20 +49,13 @@ def extract_latents(args: RecipeArgs) -> VitsConfig:
     return vits.config
 
 
-def make_config(args: RecipeArgs, vits: VitsConfig) -> Apnet2Config:
-    """The configuration of a new run."""
-    # hold out the last files by name
-    train_files, eval_files = split(find_audio(args.data_path), n_eval=50)
-    step_size = args.batch_size * args.grad_accum_steps * distributed.n_launched(args)
-    hop_length = latents.latent_hop(vits)
-
-    # set the configuration; everything else is the official setting
+def make_config(args: Args, vits: VitsConfig) -> Apnet2Config:
+    """The configuration of a new run: the analysis of the VITS; all that is not set here is the official setting."""
+    hop_length = latent_hop(vits)
     return Apnet2Config(
         run_name="apnet2_vits_ljspeech",
-        output_path=args.output_path,
-        data_path=args.data_path,
         feature_path=args.feature_path,
-        input="latent",
+        input_features="latent",
         latent_channels=vits.model_args.hidden_channels,
         audio=Apnet2AudioConfig(
             sample_rate=vits.audio.sample_rate,
@@ -80,49 +65,23 @@ def make_config(args: RecipeArgs, vits: VitsConfig) -> Apnet2Config:
             mel_fmax=None,
         ),
         seq_len=SEGMENT_FRAMES * hop_length,
-        batch_size=args.batch_size,
-        eval_split_size=len(eval_files),
-        epochs=-(-args.steps // -(-len(train_files) // step_size)),
-        num_loader_workers=args.num_loader_workers,
-        mixed_precision=args.mixed_precision,
-        allow_tf32=args.allow_tf32,
-        use_compile=args.use_compile,
-        run_eval=True,
-        print_step=100,
-        plot_step=100,
-        log_model_step=5000,
-        save_step=5000,
+        **recipe.run_settings(args, len(find_audio(args.data_path))),
     )
 
 
 def main(argv: list[str] | None = None) -> None:
     """Extract the latents, then train until the steps are done."""
     args = parse_args(argv)
-    distributed.adopt_launcher(args)
-    try:
-        # an interrupted run goes on with its own configuration, and has its latents
-        if args.continue_path:
-            config = load_config(Path(args.continue_path, "config.json"))
-        else:
-            config = make_config(args, extract_latents(args))
-        train_files, eval_files = split(find_audio(config.data_path), config.eval_split_size)
+    with recipe.mistakes_in_one_line("recipes/ljspeech/README.md tells what is needed, and how to resume."):
+        distributed.adopt_launcher(args)
 
-        # init the model and the trainer
+        # an interrupted run goes on with its own configuration, and has its latents
+        config = recipe.interrupted_config(args) or make_config(args, extract_latents(args))
+
+        # init the model and the trainer; the model finds the files
         trainer = Trainer(
-            args,
-            config,
-            output_path=config.output_path,
-            model=Apnet2(config),
-            train_samples=train_files,
-            eval_samples=eval_files,
-            callbacks={"on_init_start": lambda trainer: distributed.wait_for_all()},  # for the others' latents
-            parse_command_line_args=False,
+            args, config, output_path=config.output_path, model=Apnet2(config), parse_command_line_args=False
         )
-    except (ValueError, OSError, distributed.LaunchError) as error:
-        sys.exit(f"error: {error}\nrecipes/ljspeech/README.md tells what is needed, and how to resume and restore.")
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
 
     # and go
     trainer.fit()

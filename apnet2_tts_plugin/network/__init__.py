@@ -1,0 +1,1 @@
+"""The networks, as functions of tensors alone. Read `spectra`, then `generator`, then `discriminators`."""

@@ -1,0 +1,119 @@
+"""What the recipes share: arguments, the settings of a run, and how mistakes end it."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from trainer import TrainerArgs
+
+from apnet2_tts_plugin.config import Apnet2Config
+from apnet2_tts_plugin.errors import Apnet2Error, ConfigError
+from apnet2_tts_plugin.loader import read_config
+from apnet2_tts_plugin.training import distributed
+from apnet2_tts_plugin.weights.find import CONFIG_NAME
+
+OFFICIAL_EPOCH = 809  # updates of an epoch of the official training: 12,950 files of LJSpeech in batches of 16
+OFFICIAL_DECAY = 0.999  # of the learning rate in such an epoch
+
+
+@dataclass
+class RecipeArgs(TrainerArgs):
+    """The Trainer's own arguments, and those of all recipes."""
+
+    data_path: str = field(default="", metadata={"help": "Folder of the WAVs. Defaults to that beside the recipe."})
+    output_path: str = field(default="", metadata={"help": "Folder for the run's folder. Defaults to the recipe's."})
+    batch_size: int = field(default=16, metadata={"help": "Segments of a batch, on each GPU. Defaults to 16."})
+    eval_split_size: int = field(
+        default=50, metadata={"help": "Recordings held out, the last by name. Defaults to 50."}
+    )
+    steps: int = field(default=1_000_000, metadata={"help": "Training steps. Defaults to 1000000."})
+    num_loader_workers: int = field(default=4, metadata={"help": "Processes that read audio, per GPU. Defaults to 4."})
+    mixed_precision: bool = field(default=False, metadata={"help": "Compute in bfloat16 where it does no harm."})
+    allow_tf32: bool = field(default=False, metadata={"help": "Let matrix products round to TF32."})
+    use_compile: bool = field(default=False, metadata={"help": "Compile the networks by torch.compile."})
+
+
+Args = TypeVar("Args", bound=RecipeArgs)
+
+
+def parse_args(args: Args, description: str, recipe: Path, data_path: Path, argv: list[str] | None = None) -> Args:
+    """Read the command line of a recipe.
+
+    Args:
+        args: Its arguments with their defaults.
+        description: What it does, for `--help`.
+        recipe: Its folder, which it writes to by default.
+        data_path: Where its data is by default.
+        argv: The command line; that of the process by default.
+    """
+    parser: argparse.ArgumentParser = args.init_argparse(arg_prefix="")
+    parser.description = description
+    args.parse_args(parser.parse_args(argv))
+    args.data_path = args.data_path or str(data_path)
+    args.output_path = args.output_path or str(recipe)
+    return args
+
+
+def run_settings(args: RecipeArgs, n_files: int) -> dict[str, Any]:
+    """Settings of a new run, for `Apnet2Config`.
+
+    The learning rates fall per update as in the official training, whatever the number of processes, the batch size and
+    the accumulation: after n updates they are OFFICIAL_DECAY ** (n / OFFICIAL_EPOCH) of what they were.
+
+    Args:
+        args: The recipe's arguments.
+        n_files: Number of recordings, the held-out ones included.
+
+    Raises:
+        ConfigError: if an argument cannot work.
+    """
+    for name in ("batch_size", "grad_accum_steps", "eval_split_size", "steps"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name}: {getattr(args, name)}, expected at least 1")
+    n_train = max(n_files - args.eval_split_size, 1)
+    steps_per_epoch = -(-n_train // (args.batch_size * args.grad_accum_steps * distributed.n_launched(args)))
+    schedule = {"gamma": OFFICIAL_DECAY ** (1 / OFFICIAL_EPOCH)}
+    return {
+        "output_path": args.output_path,
+        "data_path": args.data_path,
+        "batch_size": args.batch_size,
+        "eval_split_size": args.eval_split_size,
+        "epochs": -(-args.steps // steps_per_epoch),
+        "scheduler_after_epoch": False,
+        "lr_scheduler_gen_params": schedule,
+        "lr_scheduler_disc_params": schedule,
+        "num_loader_workers": args.num_loader_workers,
+        "mixed_precision": args.mixed_precision,
+        "allow_tf32": args.allow_tf32,
+        "use_compile": args.use_compile,
+        "run_eval": True,
+        "print_step": 100,
+        "plot_step": 100,
+        "log_model_step": 5000,
+        "save_step": 5000,
+    }
+
+
+def interrupted_config(args: RecipeArgs) -> Apnet2Config | None:
+    """The configuration of the run that `--continue_path` names; None without it.
+
+    Raises:
+        ModelError: if it cannot be used.
+    """
+    return read_config(Path(args.continue_path, CONFIG_NAME)) if args.continue_path else None
+
+
+@contextmanager
+def mistakes_in_one_line(advice: str) -> Iterator[None]:
+    """End the process by a line, and `advice` in a second one, at an error of this package or of a file."""
+    try:
+        yield
+    except (Apnet2Error, OSError) as error:
+        sys.exit(f"error: {error}\n{advice}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)

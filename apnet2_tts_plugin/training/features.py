@@ -1,0 +1,85 @@
+"""Mels or latents that lie in files beside the audio: found, checked, and mapped into memory."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from apnet2_tts_plugin.errors import DataError, one_line
+from apnet2_tts_plugin.training.corpus import AudioFile
+
+
+def open_features(path: Path) -> np.ndarray:
+    """The array in a `.npy` file, mapped into memory and read where it is used.
+
+    Raises:
+        DataError: if there is none.
+    """
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a .npy file ({one_line(error)})") from error
+
+
+def with_features(
+    files: list[AudioFile],
+    data_path: str | Path,
+    feature_path: str | Path,
+    n_channels: int,
+    sample_rate: int,
+    hop_length: int,
+    kind: str = "mel",
+) -> list[AudioFile]:
+    """The same files, each with its features, (n_channels, T) in a `.npy` file.
+
+    They are natural-log mels, as `network.spectra.LogMel` makes them, or latents, as `finetuning.latents.encode`
+    does. Those of `data_path/a/b.wav` are in `feature_path/a/b.npy`, or else in `feature_path/b.npy`.
+
+    Args:
+        files: Audio files below `data_path`.
+        data_path: Folder with the audio.
+        feature_path: Folder with the features.
+        n_channels: Number of bands of a mel, or channels of a latent.
+        sample_rate: Rate in Hz that the audio must have.
+        hop_length: Step between the frames in samples.
+        kind: What messages call them, "mel" or "latent".
+
+    Raises:
+        DataError: if a file has no features, or some that do not have this shape, are not floating, are empty or are
+            more than one frame shorter or longer than the analysis of its audio, or if the audio has another rate.
+    """
+    found = [replace(file, features=_find_features(file.path, Path(data_path), Path(feature_path))) for file in files]
+    missing = [file.path for file in found if file.features is None]
+    if missing:
+        first, other = _feature_places(missing[0], Path(data_path), Path(feature_path))
+        places = first if first == other else f"{first} nor {other}"
+        raise DataError(f"{missing[0]}: no {kind} in {places}; {len(missing)} of {len(files)} audio files have none")
+    for file in tqdm(found, desc=f"Checking {kind}s", disable=None, leave=False):
+        _check_features(file, n_channels, sample_rate, hop_length, kind)
+    return found
+
+
+def _feature_places(path: Path, data_path: Path, feature_path: Path) -> tuple[Path, Path]:
+    return feature_path / path.relative_to(data_path).with_suffix(".npy"), feature_path / f"{path.stem}.npy"
+
+
+def _find_features(path: Path, data_path: Path, feature_path: Path) -> Path | None:
+    return next((place for place in _feature_places(path, data_path, feature_path) if place.is_file()), None)
+
+
+def _check_features(file: AudioFile, n_channels: int, sample_rate: int, hop_length: int, kind: str) -> None:
+    if file.sample_rate != sample_rate:
+        raise DataError(f"{file.path}: {file.sample_rate} Hz, expected {sample_rate} Hz with {kind}s to learn from")
+    features = open_features(file.features)
+    if features.ndim != 2 or features.shape[0] != n_channels:
+        hint = "; it is transposed" if features.ndim == 2 and features.shape[1] == n_channels else ""
+        raise DataError(f"{file.features}: {kind} of shape {features.shape}, expected ({n_channels}, frames){hint}")
+    if not np.issubdtype(features.dtype, np.floating):
+        raise DataError(f"{file.features}: {kind} of type {features.dtype}, expected floating numbers")
+    n_frames = file.n_samples // hop_length + 1
+    if features.shape[1] == 0 or abs(features.shape[1] - n_frames) > 1:
+        raise DataError(
+            f"{file.features}: {kind} of {features.shape[1]} frames, expected {n_frames} for the {file.n_samples} "
+            f"samples of {file.path} with a hop of {hop_length}"
+        )

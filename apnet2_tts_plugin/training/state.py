@@ -1,0 +1,122 @@
+"""What a resumed run needs to be the same run: its newest file, and the states that are in it."""
+
+import copy
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from trainer import Trainer
+
+from apnet2_tts_plugin.errors import CheckpointError, one_line
+from apnet2_tts_plugin.weights import checkpoints
+
+logger = logging.getLogger(f"trainer.{__name__}")  # the run's own log, on the terminal and in its folder
+
+
+def numbered_files(folder: Path, kind: str) -> list[Path]:
+    """`<kind>_<steps>.pth` in `folder`, the newest first."""
+    paths = [path for path in folder.glob(f"{kind}_*.pth") if path.stem.rpartition("_")[2].isdigit()]
+    return sorted(paths, key=_steps, reverse=True)
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The newest file in a run's folder that is whole; damaged ones are renamed.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    paths = [*numbered_files(folder, "checkpoint"), *numbered_files(folder, "best_model")]
+    for path in sorted(paths, key=_steps, reverse=True):
+        try:
+            checkpoints.verify(path)
+            checkpoints.read_tensors(path)
+            return path
+        except CheckpointError as error:
+            logger.warning("Renamed to .damaged, going back to the one before: %s", error)
+            path.rename(f"{path}.damaged")  # or it would count as the newest of those to keep
+    raise CheckpointError(f"{folder}: no checkpoint that could be read, expected checkpoint_<steps>.pth")
+
+
+def restore_states(model: nn.Module, trainer: Trainer, content: dict[str, Any], path: Path) -> None:
+    """Load networks, optimizers, schedules and gradient scaler of a checkpoint, all of them or none.
+
+    Args:
+        model: The model in training.
+        trainer: Its Trainer.
+        content: What the checkpoint at `path` holds.
+        path: For the messages.
+
+    Raises:
+        CheckpointError: if anything is missing or does not fit.
+    """
+    for name in ("optimizer", "lr_scheduler_disc", "lr_scheduler_gen"):
+        saved = content.get("config", {}).get(name, trainer.config[name])
+        if saved != trainer.config[name]:
+            raise CheckpointError(
+                f"{path}: made with {name} {saved!r}, expected {trainer.config[name]!r} as configured"
+            )
+    state = checkpoints.model_state(content, path)
+    checkpoints.check_fit(model, state, path, "is the run's config.json another?")
+    try:
+        # copies, because an optimizer would keep the file's own, mapped tensors
+        for optimizer, saved in zip(trainer.optimizer, copy.deepcopy(content["optimizer"]), strict=True):
+            optimizer.load_state_dict(saved)
+            _check_shapes(optimizer)
+        for schedule, saved in zip(trainer.scheduler, content["scheduler"], strict=True):
+            schedule.load_state_dict(saved)
+        if trainer.use_amp_scaler and content.get("scaler"):
+            trainer.scaler.load_state_dict(content["scaler"])
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its optimizers or schedules do not fit ({one_line(error)})") from error
+    model.load_state_dict(state)
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape not in ((), parameter.shape):
+                raise ValueError(f"{name} of shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
+
+
+def ineffective_settings(trainer: Trainer) -> list[str]:
+    """Settings of the configuration that a run that goes on has other values of, from its checkpoint."""
+    config, found = trainer.config, []
+    names = (("lr_disc", "lr_scheduler_disc_params"), ("lr_gen", "lr_scheduler_gen_params"))
+    for (rate, params), optimizer, schedule in zip(names, trainer.optimizer, trainer.scheduler, strict=True):
+        initial = optimizer.param_groups[0].get("initial_lr", config[rate])
+        if initial != config[rate]:
+            found.append(f"{rate}: {config[rate]} (it stays {initial})")
+        state = schedule.state_dict()
+        for name, value in config[params].items():
+            if name in state and state[name] != value:
+                found.append(f"{params}.{name}: {value} (it stays {state[name]})")
+    return found
+
+
+def _steps(path: Path) -> int:
+    return int(path.stem.rpartition("_")[2])
+
+
+def rng_states() -> dict[str, Any]:
+    """The states of all random number generators, as plain tensors, tuples and numbers."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_states(states: dict[str, Any]) -> None:
+    """Put all random number generators back to `states`."""
+    random.setstate(states["python"])
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
