@@ -140,7 +140,13 @@ def _parser() -> Parser:
     )
     vocode.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (%(default)s)")
     vocode.add_argument(
-        "--resample", action="store_true", help="convert recordings of other sample rates instead of refusing them"
+        "--no-resample", action="store_true", help="refuse recordings of other sample rates instead of converting them"
+    )
+    vocode.add_argument(
+        "--iterations",
+        type=_natural_number,
+        metavar="N",
+        help="iterations of fast Griffin-Lim behind the model's phase, with its amplitude (as the model says)",
     )
 
     pair = add("pair", _pair, "say how well an acoustic model goes with a vocoder", PAIR, PAIR_EXAMPLES)
@@ -180,6 +186,12 @@ def _parser() -> Parser:
     return parser
 
 
+def _natural_number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a number of 0 or more")
+    return int(text)
+
+
 _AsWritten = argparse.RawDescriptionHelpFormatter
 
 
@@ -188,7 +200,8 @@ def _vocode(arguments: argparse.Namespace) -> int:
 
     pairs = vocode.input_output_pairs(arguments.input, arguments.output)
     model = loader.load_model(arguments.model, arguments.device)
-    failures = vocode.vocode_files(model, pairs, arguments.resample)
+    model.set_iterations(arguments.iterations)
+    failures = vocode.vocode_files(model, pairs, not arguments.no_resample)
     if failures and len(pairs) > 1:
         _fail(f"{failures} of {len(pairs)} files could not be vocoded")
     return 1 if failures else 0

@@ -14,6 +14,9 @@ from apnet2_tts_plugin.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 AMPLITUDE_STARTS = ("mel", "pseudo_inverse")
+PHASE_STARTS = ("none", "pitch")
+MAX_ITERATIONS = 1000  # of fast Griffin-Lim; a thousand change nothing any more
+RESPONSE_NORMS = ("sentence", "none")
 INPUT_FEATURES = ("mel", "latent")
 EVAL_METRICS = ("pesq", "stoi")
 LOSS_RESOLUTIONS = ((512, 128, 512), (1024, 256, 1024), (2048, 512, 2048))  # of the multi-resolution loss
@@ -27,11 +30,14 @@ LOSS_WEIGHTS = {
     "imaginary": 45.0,
     "mel": 45.0,
     "multi_resolution_stft": 0.0,
+    "pitch": 1.0,
+    "voicing": 1.0,
     "adversarial_mpd": 1.0,
     "feature_matching_mpd": 1.0,
     "adversarial_mrd": 0.1,
     "feature_matching_mrd": 0.1,
 }
+PITCH_TERMS = ("pitch", "voicing")  # computed with phase_start "pitch"; not in files of old
 DISCRIMINATOR_LOSS_WEIGHTS = {"mpd": 1.0, "mrd": 0.1}
 ANALYSIS = ("fft_size", "win_length", "hop_length", "sample_rate", "num_mels", "mel_fmin", "mel_fmax")
 WRITTEN_BY_TRAINER = ("github_branch", "restore_path")  # into a run's config.json
@@ -106,6 +112,10 @@ class PredictorConfig(Coqpit):
         input_kernel_size (int): Kernel of the input convolution in frames, odd. Defaults to 7.
         kernel_size (int): Kernel of the depthwise convolutions in frames, odd. Defaults to 7.
         output_kernel_size (int): Kernel of the output convolutions in frames, odd. Defaults to 7.
+        response_norm (str): What the response norm of the blocks pools over: the whole "sentence" (ConvNeXt v2), or
+            "none" leaves it out, without which nothing can be streamed. Defaults to "sentence".
+        look_ahead (int): Frames after its own that an output frame depends on, all convolutions together; the first
+            ones take as many as they can, the others none. -1 centres all of them. Defaults to -1.
     """
 
     channels: int = 512
@@ -114,6 +124,8 @@ class PredictorConfig(Coqpit):
     input_kernel_size: int = 7
     kernel_size: int = 7
     output_kernel_size: int = 7
+    response_norm: str = "sentence"
+    look_ahead: int = -1
 
     def check(self, name: str) -> None:
         """Raise ConfigError when a size makes no sense; `name` is the predictor's field in the configuration."""
@@ -122,6 +134,8 @@ class PredictorConfig(Coqpit):
         for kernel in ("input_kernel_size", "kernel_size", "output_kernel_size"):
             odd = self[kernel] >= 1 and self[kernel] % 2 == 1
             _require(odd, f"{name}.{kernel}", self[kernel], "an odd number of at least 1")
+        _require(self.response_norm in RESPONSE_NORMS, f"{name}.response_norm", self.response_norm, RESPONSE_NORMS)
+        _require(self.look_ahead >= -1, f"{name}.look_ahead", self.look_ahead, "-1 or more")
 
 
 @dataclass
@@ -136,7 +150,9 @@ class Apnet2Config(BaseVocoderConfig):
         8
 
     The weights in `loss_weights` are those of the generator's terms (APNet2 paper, section 2.3) by the names they have
-    in the log; `multi_resolution_stft` is not in the paper, and is not computed where its weight is 0.
+    in the log; `multi_resolution_stft` is not in the paper, and is not computed where its weight is 0. `pitch` and
+    `voicing`, the cross-entropies of the pitch predictor, are computed with phase_start "pitch". A file of old
+    does not have them.
     `feature_path` of coqui's base class is a folder of natural-log mels to train on instead of those of the recordings,
     or of latents, one `.npy` file (n_inputs, T) for each (`training.features`). Settings of the base classes that would
     have no effect (`UNUSED`) are refused unless they have their defaults.
@@ -149,6 +165,17 @@ class Apnet2Config(BaseVocoderConfig):
         amplitude_start (str): What the amplitude predictor starts from: "mel" (APNet2), the input as it is, or
             "pseudo_inverse", the mel taken back to linear frequency and refined by blocks of width `fft_size / 2 + 1`,
             without input and output convolutions (FreeV). Defaults to "mel".
+        phase_start (str): What the phase predictor starts from: "none" (APNet2), or "pitch", the phase of harmonics
+            that start together, with f0 and voicing read from the mel. Defaults to "none".
+        pitch (PredictorConfig): Sizes of the pitch predictor, for phase_start "pitch"; its channels are the bins of
+            its last hidden layer. Defaults to `PredictorConfig()`.
+        f0_min (float): Lowest fundamental frequency in Hz. Defaults to 50.0.
+        f0_max (float): Highest fundamental frequency in Hz. Defaults to 800.0.
+        consistency_iterations (int): Iterations of fast Griffin-Lim with the predicted amplitude behind the generator,
+            in training too; `APNET2_ITERATIONS` in the environment changes them for use. Defaults to 0.
+        f0_path (str): Folder for the pitch of the recordings, found once before training with phase_start "pitch";
+            "" is `f0` in `output_path`. Defaults to "".
+        noise_seed (int): Seed of the phases that noise starts from, for phase_start "pitch". Defaults to 0.
         input_features (str): What the vocoder gets: a "mel", or the "latent" of a VITS, whose decoder it then is
             (`pairing.vits`); `input` in files of old. Defaults to "mel".
         latent_channels (int): Channels of the latent, `hidden_channels` of the VITS. Defaults to 192.
@@ -163,8 +190,8 @@ class Apnet2Config(BaseVocoderConfig):
         loss_weights (dict): Weight of each generator loss.
             Defaults to {"amplitude": 45.0, "instantaneous_phase": 100.0, "group_delay": 100.0,
             "phase_time_difference": 100.0, "stft_consistency": 20.0, "real": 45.0, "imaginary": 45.0, "mel": 45.0,
-            "multi_resolution_stft": 0.0, "adversarial_mpd": 1.0, "feature_matching_mpd": 1.0, "adversarial_mrd": 0.1,
-            "feature_matching_mrd": 0.1}.
+            "multi_resolution_stft": 0.0, "pitch": 1.0, "voicing": 1.0, "adversarial_mpd": 1.0,
+            "feature_matching_mpd": 1.0, "adversarial_mrd": 0.1, "feature_matching_mrd": 0.1}.
         discriminator_loss_weights (dict): Weight of each discriminator's loss. Defaults to {"mpd": 1.0, "mrd": 0.1}.
         seq_len (int): Samples of a training segment, a multiple of the hop. Defaults to 8192.
         batch_size (int): Segments of a training batch. Defaults to 16.
@@ -204,6 +231,13 @@ class Apnet2Config(BaseVocoderConfig):
     amplitude: PredictorConfig = field(default_factory=PredictorConfig)
     phase: PredictorConfig = field(default_factory=PredictorConfig)
     amplitude_start: str = "mel"
+    phase_start: str = "none"
+    pitch: PredictorConfig = field(default_factory=PredictorConfig)
+    f0_min: float = 50.0
+    f0_max: float = 800.0
+    consistency_iterations: int = 0
+    f0_path: str = ""
+    noise_seed: int = 0
 
     input_features: str = "mel"
     latent_channels: int = 192
@@ -257,7 +291,12 @@ class Apnet2Config(BaseVocoderConfig):
         Raises:
             ConfigError: with the field, its value and what is allowed.
         """
-        for name, kind in (("audio", Apnet2AudioConfig), ("amplitude", PredictorConfig), ("phase", PredictorConfig)):
+        for name, kind in (
+            ("audio", Apnet2AudioConfig),
+            ("amplitude", PredictorConfig),
+            ("phase", PredictorConfig),
+            ("pitch", PredictorConfig),
+        ):
             # coqpit swallows the AttributeError that a None would end in
             _require(isinstance(self[name], kind), name, self[name], f"a section of settings ({kind.__name__})")
         self.audio.check_values()
@@ -270,12 +309,22 @@ class Apnet2Config(BaseVocoderConfig):
             is_default = self[name] in (default, None)  # coqpit's command line makes None of {}
             _require(is_default, name, self[name], f"{default!r}, as it has no effect{instead}")
         _require(self.amplitude_start in AMPLITUDE_STARTS, "amplitude_start", self.amplitude_start, AMPLITUDE_STARTS)
+        self._check_phase_start()
         if self.amplitude_start == "pseudo_inverse":
             bins = self.audio.fft_size // 2 + 1
             allowed = f"{bins} (audio.fft_size / 2 + 1) with amplitude_start 'pseudo_inverse'"
             _require(self.amplitude.channels == bins, "amplitude.channels", self.amplitude.channels, allowed)
         self._check_input()
         self._check_training()
+
+    def _check_phase_start(self) -> None:
+        _require(self.phase_start in PHASE_STARTS, "phase_start", self.phase_start, PHASE_STARTS)
+        self.pitch.check("pitch")
+        allowed = f"0 < f0_min < f0_max ({self.f0_max}) <= half the sample rate"
+        fits = 0 < self.f0_min < self.f0_max <= self.audio.sample_rate / 2
+        _require(fits, "f0_min", self.f0_min, allowed)
+        iterations = self.consistency_iterations
+        _require(0 <= iterations <= MAX_ITERATIONS, "consistency_iterations", iterations, f"0 to {MAX_ITERATIONS}")
 
     def _check_input(self) -> None:
         _require(self.input_features in INPUT_FEATURES, "input_features", self.input_features, INPUT_FEATURES)
@@ -329,6 +378,8 @@ class Apnet2Config(BaseVocoderConfig):
     def _evaluated_terms(self) -> list[str]:
         """The loss terms that an evaluation computes."""
         left_out = ["adversarial", "feature_matching"]
+        if self.phase_start != "pitch":
+            left_out += PITCH_TERMS
         if not self.loss_weights["multi_resolution_stft"]:
             left_out.append("multi_resolution_stft")
         return [term for term in self.loss_weights if not term.startswith(tuple(left_out))]
@@ -338,8 +389,10 @@ class Apnet2Config(BaseVocoderConfig):
         if "input" in data:  # the name of `input_features` in files of old
             data = {"input_features": data["input"], **data}
         _warn_of_unknown("", data, self, {"input", *WRITTEN_BY_TRAINER})
-        for name in ("audio", "amplitude", "phase"):
+        for name in ("audio", "amplitude", "phase", "pitch"):
             _warn_of_unknown(f"{name}.", data.get(name), self[name])
+        if isinstance(data.get("loss_weights"), dict):
+            data = {**data, "loss_weights": {name: LOSS_WEIGHTS[name] for name in PITCH_TERMS} | data["loss_weights"]}
         super().deserialize(data)
         self.check_values()
         return self

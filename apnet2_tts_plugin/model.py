@@ -16,8 +16,8 @@ from trainer.trainer_utils import get_optimizer, get_scheduler
 from TTS.vocoder.models.base_vocoder import BaseVocoder
 
 from apnet2_tts_plugin import metrics
-from apnet2_tts_plugin.config import Apnet2Config
-from apnet2_tts_plugin.errors import MetricError
+from apnet2_tts_plugin.config import MAX_ITERATIONS, Apnet2Config
+from apnet2_tts_plugin.errors import ConfigError, MetricError
 from apnet2_tts_plugin.network.discriminators import multi_period, multi_resolution
 from apnet2_tts_plugin.network.generator import Generator, Prediction
 from apnet2_tts_plugin.network.spectra import LogMel
@@ -151,6 +151,18 @@ class Apnet2(BaseVocoder):
         padded = F.pad(waveform, (0, hops * audio.hop_length - len(waveform)))
         return self.inference(self.log_mel(padded[None])).flatten()[: len(waveform)]
 
+    def set_iterations(self, iterations: int | str | None) -> None:
+        """Use another number of consistency iterations than `config.consistency_iterations`; None leaves it as it is.
+
+        Raises:
+            ConfigError: if it is no number from 0 to 1000.
+        """
+        if iterations is None:
+            return
+        if not str(iterations).isdecimal() or int(iterations) > MAX_ITERATIONS:
+            raise ConfigError(f"consistency_iterations: {iterations!r}, expected 0 to {MAX_ITERATIONS}")
+        self.generator.griffin_lim.iterations = int(iterations)
+
     def load_checkpoint(
         self,
         config: Apnet2Config,
@@ -172,6 +184,7 @@ class Apnet2(BaseVocoder):
 
         Raises:
             CheckpointError: if the file cannot be read or its tensors do not fit; nothing is changed then.
+            ConfigError: if `APNET2_ITERATIONS` in the environment, see `set_iterations`, is no number.
         """
         if not eval:
             self.add_discriminators()
@@ -179,6 +192,7 @@ class Apnet2(BaseVocoder):
         if eval:
             self.mpd = self.mrd = None
             self.eval()
+            self.set_iterations(os.environ.get("APNET2_ITERATIONS") or None)
 
     def optimize(self, batch: dict[str, Any], trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, float]]:
         """One training step: the discriminators on the detached waveform, then the generator against them.
@@ -222,7 +236,7 @@ class Apnet2(BaseVocoder):
             return None, None
         (utterance,) = micro_batches(self.log_mel, batch)
         predicted = self.generator(utterance.features)
-        terms = self.criterion(utterance.spectrum, utterance.waveform, predicted)
+        terms = self.criterion(utterance.spectrum, utterance.waveform, predicted, utterance.f0)
         logged = {f"loss_{name}": term for name, term in terms.items()}
         logged["loss"] = losses.weighted_sum(terms, self.config.loss_weights)
         logged |= self._speech_metrics(utterance.waveform[0], predicted.waveform[0])

@@ -68,7 +68,7 @@ def _folder_pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def vocode_files(model: Apnet2, pairs: list[tuple[Path, Path]], resample: bool = False) -> int:
+def vocode_files(model: Apnet2, pairs: list[tuple[Path, Path]], resample: bool = True) -> int:
     """Vocode files one by one; those that cannot be vocoded are named in the log and left out.
 
     Args:
@@ -94,7 +94,7 @@ def vocode_files(model: Apnet2, pairs: list[tuple[Path, Path]], resample: bool =
     return failures
 
 
-def vocode_file(model: Apnet2, path: Path, resample: bool = False) -> Tensor:
+def vocode_file(model: Apnet2, path: Path, resample: bool = True) -> Tensor:
     """What the model makes of one file: (N,) in float32 on the CPU, within [-1, 1].
 
     N is that of a recording (after resampling), and (T - 1) * hop_length for a mel or latent of T frames.
@@ -127,7 +127,7 @@ def vocode_file(model: Apnet2, path: Path, resample: bool = False) -> Tensor:
     return waveform.clamp(-1, 1)
 
 
-def read_recording(path: Path, sample_rate: int, resample: bool = False) -> Tensor:
+def read_recording(path: Path, sample_rate: int, resample: bool = True) -> Tensor:
     """A recording as (N,) in float32 at `sample_rate` Hz, channels mixed down.
 
     Raises:
@@ -137,10 +137,10 @@ def read_recording(path: Path, sample_rate: int, resample: bool = False) -> Tens
         found = soundfile.info(path)
         if not 0 < found.frames < audio.UNKNOWN_LENGTH:
             raise DataError(f"{path}: has no samples, or does not tell how many; writing it anew helps")
-        if found.samplerate != sample_rate and not resample:
-            raise DataError(
-                f"{path}: has {found.samplerate} Hz, expected the model's {sample_rate} Hz; --resample converts it"
-            )
+        if found.samplerate != sample_rate:
+            if not resample:
+                raise DataError(f"{path}: has {found.samplerate} Hz, expected the model's {sample_rate} Hz")
+            logger.warning("%s: resampled from %d to %d Hz", path, found.samplerate, sample_rate)
         return torch.from_numpy(audio.read_audio(path, sample_rate))
     except soundfile.LibsndfileError as error:
         raise DataError(f"{path}: not a readable WAV or FLAC file ({error.error_string})") from error

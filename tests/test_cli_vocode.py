@@ -70,8 +70,24 @@ def test_stereo_is_mixed_down(model, apnet2):
 
 
 def test_resample(model, apnet2):
-    assert apnet2("vocode", a_wav(tone(16000, 16000), 16000), "out.wav", "--resample") == (0, "", "")
+    status, _, err = apnet2("vocode", a_wav(tone(16000, 16000), 16000), "out.wav", "--no-resample")
+    assert status == 1 and "in.wav: has 16000 Hz, expected the model's 22050 Hz" in one_line(err)
+    status, out, err = apnet2("vocode", a_wav(tone(16000, 16000), 16000), "out.wav")
+    assert (status, out, err) == (0, "", "apnet2: in.wav: resampled from 16000 to 22050 Hz\n")
     assert soundfile.info("out.wav").frames == RATE
+
+
+def test_iterations(model, apnet2, monkeypatch):
+    """By argument and by the environment, which `tts` has too; without either the model's own, none."""
+    for name, arguments in {"none": [], "zero": ["--iterations", "0"], "two": ["--iterations", "2"]}.items():
+        assert apnet2("vocode", an_npy(random_mel()), f"{name}.wav", *arguments)[0] == 0
+    monkeypatch.setenv("APNET2_ITERATIONS", "2")
+    assert apnet2("vocode", "in.npy", "environment.wav")[0] == 0
+    sounds = {name: Path(f"{name}.wav").read_bytes() for name in ("none", "zero", "two", "environment")}
+    assert sounds["none"] == sounds["zero"] != sounds["two"] == sounds["environment"]
+    assert apnet2("vocode", "in.npy", "out.wav", "--iterations", "-1")[0] == 2
+    monkeypatch.setenv("APNET2_ITERATIONS", "many")
+    assert "consistency_iterations: 'many', expected 0 to 1000" in one_line(apnet2("vocode", "in.npy", "out.wav")[2])
 
 
 def test_model_by_name_and_folder(model, apnet2, tmp_path, workplace):
@@ -138,7 +154,6 @@ BAD_INPUTS = {
     "no audio": (lambda: a_file("in.wav"), r"in\.wav: not a readable WAV or FLAC file"),
     "empty file": (lambda: a_file("in.flac", b""), r"in\.flac: not a readable WAV or FLAC file"),
     "no samples": (lambda: a_wav(np.zeros(0)), r"in\.wav: has no samples"),
-    "rate": (lambda: a_wav(rate=44100), r"in\.wav: has 44100 Hz, expected the model's 22050 Hz; --resample"),
     "NaN sample": (lambda: a_wav(np.full(5000, np.nan)), r"in\.wav: has NaN or infinite samples"),
     "no npy": (lambda: a_file("in.npy"), r"in\.npy: not a readable \.npy file"),
     "hostile npy": (lambda: an_npy(np.array([Trap()])), r"in\.npy: .* it holds more than numbers"),

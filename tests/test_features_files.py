@@ -8,9 +8,8 @@ import soundfile as sf
 
 from apnet2_tts_plugin.audio import find_audio, read_audio
 from apnet2_tts_plugin.errors import DataError
-from apnet2_tts_plugin.finetuning.features import skip_unusable, write_array, write_features
 from apnet2_tts_plugin.training.corpus import usable
-from apnet2_tts_plugin.training.features import with_features
+from apnet2_tts_plugin.training.features import skip_unusable, with_features, write_array, write_features
 
 RATE, HOP, CHANNELS = 22050, 256, 5
 

@@ -11,8 +11,8 @@ from vits_models import CHANNELS, HOP, SAMPLE_RATE, SPEAKER_CHANNELS, SPEAKERS, 
 from apnet2_tts_plugin.audio import find_audio
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import Apnet2Error, FinetuningError, PairingError
-from apnet2_tts_plugin.finetuning.features import SOURCE_NAME, note_source
 from apnet2_tts_plugin.finetuning.latents import encode, load_encoder, write_latents
+from apnet2_tts_plugin.finetuning.source import SOURCE_NAME, note_source
 from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.pairing import vits as decoding
 from apnet2_tts_plugin.pairing.vits import LatentDecoder, mismatch, vocoder_latent, with_decoder

@@ -143,7 +143,7 @@ BIAS = "generator.phase.real_conv.bias"
     ("change", "reasons"),
     [
         (remove(BIAS), [f"{BIAS} is missing"]),
-        (put(BIAS, 3), ["is (3,), expected (513,)", "set amplitude, phase"]),
+        (put(BIAS, 3), ["is (3,), expected (513,)", "set audio, input_features"]),
         (put("surprise", 3), ["surprise is unexpected"]),
         (put("mpd.surprise", 3), ["mpd.surprise is unexpected"]),
         (remove("mrd.parts.0.stack.output_conv.bias"), ["mrd.parts.0.stack.output_conv.bias is missing"]),
@@ -187,7 +187,7 @@ def test_official_companions_that_are_refused(official, model, tmp_path):
 def test_generator_of_another_size(model, tmp_path):
     other = tiny.model(phase=tiny.PredictorConfig(channels=24, hidden_channels=32, blocks=1))
     path = checkpoints.save_weights(other.generator, tmp_path)
-    refused(model, path, "model.safetensors: ", "is (24, 80, 7), expected (16, 80, 7)", "set amplitude, phase")
+    refused(model, path, "model.safetensors: ", "is (24, 80, 7), expected (16, 80, 7)", "set audio, input_features")
 
 
 @pytest.mark.parametrize("content", [{"weights": {}}, [torch.zeros(3)]])

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.model import Apnet2
+from apnet2_tts_plugin.network.convnext import GlobalResponseNorm
 from apnet2_tts_plugin.network.discriminators import multi_period, multi_resolution
-from apnet2_tts_plugin.network.generator import Generator, GlobalResponseNorm
+from apnet2_tts_plugin.network.generator import Generator
 from apnet2_tts_plugin.weights import checkpoints
 from apnet2_tts_plugin.weights.official import rename_official
 

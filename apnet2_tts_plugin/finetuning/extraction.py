@@ -15,9 +15,9 @@ from TTS.tts.models.base_tts import BaseTTS
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import FinetuningError
 from apnet2_tts_plugin.files import write_atomically
-from apnet2_tts_plugin.finetuning.features import skip_unusable, write_features
 from apnet2_tts_plugin.finetuning.teacher_forcing import Sample, force, load_utterance
 from apnet2_tts_plugin.pairing.convert import Pairing
+from apnet2_tts_plugin.training.features import skip_unusable, write_features
 from apnet2_tts_plugin.weights.find import CONFIG_NAME
 
 
@@ -110,7 +110,7 @@ def _write_wav(path: Path, waveform: np.ndarray, sample_rate: int) -> None:
 def mel_source(
     checkpoint: Path, samples: list[Sample], data_path: Path, vocoder_config: Apnet2Config
 ) -> dict[str, Any]:
-    """What the mels of an acoustic model depend on: model, data and vocoder; see `features.note_source`."""
+    """What the mels of an acoustic model depend on: model, data and vocoder; see `source.note_source`."""
     settings = checkpoint.with_name(CONFIG_NAME).read_bytes()
     state = checkpoint.stat()
     texts = [[str(sample.path.relative_to(data_path)), sample.text, sample.speaker] for sample in samples]

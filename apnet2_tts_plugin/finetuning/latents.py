@@ -19,9 +19,10 @@ from TTS.utils.audio.torch_transforms import wav_to_spec
 
 from apnet2_tts_plugin.audio import read_audio
 from apnet2_tts_plugin.errors import FinetuningError, one_line
-from apnet2_tts_plugin.finetuning.features import note_source, skip_unusable, write_features
+from apnet2_tts_plugin.finetuning.source import note_source
 from apnet2_tts_plugin.pairing.vits import latent_hop, speaker_channels, vocoder_latent
 from apnet2_tts_plugin.training.corpus import AudioFile
+from apnet2_tts_plugin.training.features import skip_unusable, write_features
 from apnet2_tts_plugin.weights.checkpoints import read_tensors
 from apnet2_tts_plugin.weights.find import find_weights
 
@@ -79,7 +80,7 @@ def _spectrogram(vits: Vits, waveform: Tensor) -> Tensor:
 
 
 def write_latents(vits: Vits, files: list[AudioFile], data_path: str | Path, feature_path: str | Path) -> None:
-    """Write the latents of a corpus for a vocoder to learn from (config `feature_path`); see `features.write_features`.
+    """Write the latents of a corpus for a vocoder to learn from (config `feature_path`), as `write_features` does.
 
     What is written depends on the VITS and the file alone: each has noise of its own, and always the same.
 

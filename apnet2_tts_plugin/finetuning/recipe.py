@@ -12,7 +12,7 @@ from apnet2_tts_plugin import recipe
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import DataError, FinetuningError
 from apnet2_tts_plugin.finetuning.extraction import extract, mel_source
-from apnet2_tts_plugin.finetuning.features import note_source
+from apnet2_tts_plugin.finetuning.source import note_source
 from apnet2_tts_plugin.finetuning.teacher_forcing import Sample, load_acoustic_model
 from apnet2_tts_plugin.loader import read_config
 from apnet2_tts_plugin.model import Apnet2
@@ -28,6 +28,12 @@ INHERITED = (  # of the vocoder to start from: sizes, analysis and losses
     "amplitude",
     "phase",
     "amplitude_start",
+    "phase_start",
+    "pitch",
+    "f0_min",
+    "f0_max",
+    "consistency_iterations",
+    "noise_seed",
     "input_features",
     "latent_channels",
     "speaker_channels",

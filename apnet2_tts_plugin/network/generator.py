@@ -8,96 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
+from apnet2_tts_plugin.network.consistency import FastGriffinLim
+from apnet2_tts_plugin.network.convnext import Backbone, ConvNeXtBlock, look_aheads, masked, output_conv
+from apnet2_tts_plugin.network.harmonics import harmonic_phase, integrate, noise_phase
+from apnet2_tts_plugin.network.pitch import Pitch, PitchPredictor
 from apnet2_tts_plugin.network.spectra import AMPLITUDE_FLOOR, ISTFT, Float32Buffers, mel_basis
-
-
-class GlobalResponseNorm(nn.Module):
-    """Global response normalisation over time (ConvNeXt V2, arXiv 2301.00808, section 3.2).
-
-    Each channel is scaled by its L2 norm over all frames relative to the mean of these norms. Padded frames must be
-    left out by `mask`: they would change every other frame.
-
-    Shape:
-        x (B, T, C), mask (B, T, 1) or None, to (B, T, C).
-    """
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(1, 1, channels))
-        self.beta = nn.Parameter(torch.zeros(1, 1, channels))
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        # Faster on a processor than vector_norm over this axis; the root of 0 has no gradient, hence the clamp.
-        squares = _masked(x, mask).float().square().sum(dim=1, keepdim=True)
-        norm = squares.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
-        response = (norm / (norm.mean(dim=2, keepdim=True) + 1e-6)).to(x.dtype)
-        return torch.addcmul(self.beta, x, 1 + self.gamma * response)
-
-
-class DepthwiseConv(nn.Conv1d):
-    """Depthwise convolution over time, of as many frames as it gets.
-
-    Shape:
-        (B, T, C) to (B, T, C).
-    """
-
-    def __init__(self, channels: int, kernel_size: int):
-        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # An image of height 1 with its channels last, which is what x is in memory: nothing needs to be copied.
-        image = x.transpose(1, 2).unsqueeze(2)
-        padding = (0, *self.padding)
-        image = F.conv2d(image, self.weight.unsqueeze(2), self.bias, padding=padding, groups=self.groups)
-        return image.squeeze(2).transpose(1, 2)
-
-
-class ConvNeXtBlock(nn.Module):
-    """ConvNeXt v2 block: depthwise convolution, LayerNorm, expansion, GELU, GRN, projection, residual.
-
-    Shape:
-        x (B, T, C), mask (B, T, 1) or None, to (B, T, C).
-    """
-
-    def __init__(self, channels: int, hidden_channels: int, kernel_size: int):
-        super().__init__()
-        self.depthwise = DepthwiseConv(channels, kernel_size)
-        self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.expand = nn.Linear(channels, hidden_channels)
-        self.response_norm = GlobalResponseNorm(hidden_channels)
-        self.project = nn.Linear(hidden_channels, channels)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        hidden = self.norm(self.depthwise(x))
-        hidden = F.gelu(self.expand(hidden))
-        hidden = self.response_norm(hidden, mask)
-        return _masked(self.project(hidden) + x, mask)
-
-
-class Backbone(nn.Module):
-    """Input convolution, LayerNorm, ConvNeXt v2 blocks, LayerNorm: what both predictors share.
-
-    Shape:
-        x (B, n_inputs, T), mask (B, T, 1) or None, to (B, channels, T).
-    """
-
-    def __init__(self, n_inputs: int, sizes: PredictorConfig):
-        super().__init__()
-        kernel_size = sizes.input_kernel_size
-        self.input_conv = nn.Conv1d(n_inputs, sizes.channels, kernel_size, padding=kernel_size // 2)
-        self.input_norm = nn.LayerNorm(sizes.channels, eps=1e-6)
-        self.blocks = _blocks(sizes)
-        self.output_norm = nn.LayerNorm(sizes.channels, eps=1e-6)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = _masked(self.input_norm(self.input_conv(x).transpose(1, 2)), mask)
-        for block in self.blocks:
-            x = block(x, mask)
-        return _masked(self.output_norm(x), mask).transpose(1, 2)
 
 
 class AmplitudePredictor(nn.Module):
@@ -110,7 +28,7 @@ class AmplitudePredictor(nn.Module):
     def __init__(self, n_inputs: int, n_bins: int, sizes: PredictorConfig):
         super().__init__()
         self.backbone = Backbone(n_inputs, sizes)
-        self.output_conv = _output_conv(sizes, n_bins)
+        self.output_conv = output_conv(sizes, n_bins)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.output_conv(self.backbone(x, mask))
@@ -129,13 +47,14 @@ class AmplitudeRefiner(Float32Buffers):
     def __init__(self, basis: np.ndarray, sizes: PredictorConfig):
         super().__init__()
         self.register_buffer("inverse_basis", torch.from_numpy(np.linalg.pinv(basis)), persistent=False)
-        self.blocks = _blocks(sizes)
+        ahead = look_aheads([sizes.kernel_size] * sizes.blocks, sizes.look_ahead)
+        self.blocks = nn.ModuleList(ConvNeXtBlock(sizes, frames) for frames in ahead)
 
     def forward(self, mel: Tensor, mask: Tensor | None = None) -> Tensor:
         with torch.autocast(mel.device.type, enabled=False):
             magnitude = self.inverse_basis @ mel.float().exp()
             start = magnitude.abs().clamp(min=AMPLITUDE_FLOOR).log()
-        x = _masked(start.to(mel.dtype).transpose(1, 2), mask)
+        x = masked(start.to(mel.dtype).transpose(1, 2), mask)
         for block in self.blocks:
             x = block(x, mask)
         return x.transpose(1, 2)
@@ -151,25 +70,79 @@ class PhasePredictor(nn.Module):
     def __init__(self, n_inputs: int, n_bins: int, sizes: PredictorConfig):
         super().__init__()
         self.backbone = Backbone(n_inputs, sizes)
-        self.real_conv = _output_conv(sizes, n_bins)
-        self.imag_conv = _output_conv(sizes, n_bins)
+        self.real_conv = output_conv(sizes, n_bins)
+        self.imag_conv = output_conv(sizes, n_bins)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x = self.backbone(x, mask)
         return self.real_conv(x), self.imag_conv(x)
 
 
+class HarmonicPhasePredictor(nn.Module):
+    """Pseudo real and imaginary parts around the phase that harmonics have which start together.
+
+    z = voiced (R1 + i I1) exp(i psi) + (R2 + i I2) exp(i noise), with psi the start of `harmonics.harmonic_phase`, and
+    four predicted numbers a bin that begin as 1, 0, `NOISE_SHARE` and 0: the untrained predictor gives the start.
+
+    Args:
+        n_inputs: Channels of the mel or latent, to which the pitch is added.
+        audio: The audio settings.
+        sizes: Sizes of the backbone.
+        f0_min: The frequency in Hz that log-frequencies are counted from.
+
+    Shape:
+        x (B, n_inputs, T), pitch, phi and noise (B or 1, n_bins, T), mask (B, T, 1) or None, to two tensors
+        (B, n_bins, T) in float32.
+    """
+
+    NOISE_SHARE = 0.1
+
+    def __init__(self, n_inputs: int, audio, sizes: PredictorConfig, f0_min: float):
+        super().__init__()
+        self.n_fft, self.sample_rate, self.f0_min = audio.fft_size, audio.sample_rate, f0_min
+        self.n_bins = audio.fft_size // 2 + 1
+        self.backbone = Backbone(n_inputs + 2, sizes)
+        self.output_conv = output_conv(sizes, 4 * self.n_bins)
+
+    def forward(
+        self, x: Tensor, pitch: Pitch, phi: Tensor, noise: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        octaves = (pitch.f0 / self.f0_min).log2() * pitch.voiced
+        given = masked(torch.stack([octaves, pitch.voiced], dim=2).to(x.dtype), mask).transpose(1, 2)
+        parts = self.output_conv(self.backbone(torch.cat([x, given], dim=1), mask))
+        with torch.autocast(x.device.type, enabled=False):
+            real, imag, noise_real, noise_imag = parts.float().split(self.n_bins, dim=1)
+            psi = harmonic_phase(pitch.f0, phi, self.n_fft, self.sample_rate)
+            voiced = pitch.voiced[:, None]
+            harmonic_cos, harmonic_sin = voiced * psi.cos(), voiced * psi.sin()
+            noise_cos, noise_sin = noise.cos(), noise.sin()
+            return (
+                real * harmonic_cos - imag * harmonic_sin + noise_real * noise_cos - noise_imag * noise_sin,
+                real * harmonic_sin + imag * harmonic_cos + noise_real * noise_sin + noise_imag * noise_cos,
+            )
+
+    def start_as_given(self) -> None:
+        """Let the untrained predictor give the start; to be called after all weights are drawn."""
+        with torch.no_grad():
+            bias = self.output_conv.bias.view(4, self.n_bins)
+            bias[0] = 1.0
+            bias[2] = self.NOISE_SHARE
+
+
 class Prediction(NamedTuple):
     """What the generator predicts, in float32.
 
     log_amplitude (B, n_bins, T) is natural, phase (B, n_bins, T) in [-pi, pi], spectrum (B, n_bins, T) complex, and
-    waveform (B, (T - 1) * hop_length).
+    waveform (B, (T - 1) * hop_length), behind the consistency iterations if there are any. pitch_logits (B, F, T) over
+    the bins of the pitch scale and voicing_logits (B, T) are there with phase_start "pitch".
     """
 
     log_amplitude: Tensor
     phase: Tensor
     spectrum: Tensor
     waveform: Tensor
+    pitch_logits: Tensor | None = None
+    voicing_logits: Tensor | None = None
 
 
 class Generator(nn.Module):
@@ -182,26 +155,42 @@ class Generator(nn.Module):
         super().__init__()
         audio = config.audio
         n_bins = audio.fft_size // 2 + 1
-        self.hop_length = audio.hop_length
+        self.hop_length, self.sample_rate, self.n_bins = audio.hop_length, audio.sample_rate, n_bins
+        self.noise_seed = config.noise_seed
         if config.amplitude_start == "pseudo_inverse":
             basis = mel_basis(audio.sample_rate, audio.fft_size, audio.num_mels, audio.mel_fmin, audio.mel_fmax)
             self.amplitude = AmplitudeRefiner(basis, config.amplitude)
         else:
             self.amplitude = AmplitudePredictor(config.n_inputs, n_bins, config.amplitude)
-        self.phase = PhasePredictor(config.n_inputs, n_bins, config.phase)
+        self.pitch = None
+        if config.phase_start == "pitch":
+            self.pitch = PitchPredictor(config.n_inputs, config.pitch, config.f0_min, config.f0_max)
+            self.phase = HarmonicPhasePredictor(config.n_inputs, audio, config.phase, config.f0_min)
+        else:
+            self.phase = PhasePredictor(config.n_inputs, n_bins, config.phase)
         self.istft = ISTFT(audio.fft_size, audio.hop_length, audio.win_length)
+        self.griffin_lim = FastGriffinLim(self.istft, audio.hop_length, config.consistency_iterations)
         self.apply(_init_weights)
+        if self.pitch is not None:
+            self.phase.start_as_given()
 
-    def forward(self, mel: Tensor) -> Prediction:
-        """Predict spectra and waveform from a natural-log mel (B, n_mels, T); for training."""
+    def forward(self, mel: Tensor, pitch: Pitch | None = None, phi: Tensor | None = None) -> Prediction:
+        """Predict spectra and waveform; for training.
+
+        Args:
+            mel: Natural-log mel (B, n_mels, T).
+            pitch: That of the recording, with phase_start "pitch"; by default the predicted one.
+            phi: Phase of the recording's fundamental (B, T); by default the integral of the pitch.
+        """
         log_amplitude = self.amplitude(mel)
-        real, imag = self.phase(mel)
+        real, imag, *logits = self._phase(mel, None, pitch, phi)
         with torch.autocast(mel.device.type, enabled=False):
             log_amplitude = log_amplitude.float()
             phase = torch.atan2(imag.float(), real.float())
             amplitude = log_amplitude.exp()
             spectrum = torch.complex(amplitude * phase.cos(), amplitude * phase.sin())
-            return Prediction(log_amplitude, phase, spectrum, self.istft(spectrum))
+            waveform = self.istft(self.griffin_lim(spectrum))
+            return Prediction(log_amplitude, phase, spectrum, waveform, *logits)
 
     @torch.inference_mode()
     def inference(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -217,36 +206,37 @@ class Generator(nn.Module):
         """
         mask = None
         if lengths is not None:
-            lengths = lengths.to(mel.device)[:, None]
+            lengths = lengths.to(mel.device)
             frames = torch.arange(mel.shape[2], device=mel.device)
-            mel = mel.masked_fill((frames >= lengths)[:, None], 0.0)  # whatever was there, be it -inf
-            mask = (frames < lengths)[:, :, None].to(mel.dtype)
+            padded = frames >= lengths[:, None]
+            mel = mel.masked_fill(padded[:, None], 0.0)  # whatever was there, be it -inf
+            mask = (~padded)[:, :, None].to(mel.dtype)
         log_amplitude = self.amplitude(mel, mask)
-        real, imag = self.phase(mel, mask)
+        real, imag, *_ = self._phase(mel, mask)
         with torch.autocast(mel.device.type, enabled=False):
             # sgn(z) = z / |z| is the angle's cosine and sine: no arctangent is needed.
             direction = torch.complex(real.float(), imag.float()).sgn()
             spectrum = direction * log_amplitude.float().exp()
-            waveform = self.istft(spectrum, None if mask is None else mask.float())
+            mask = None if mask is None else mask.float()
+            waveform = self.istft(self.griffin_lim(spectrum, mask, lengths), mask)
         if lengths is not None:
             samples = torch.arange(waveform.shape[1], device=mel.device)
-            waveform = waveform.masked_fill(samples >= (lengths - 1) * self.hop_length, 0.0)
+            waveform = waveform.masked_fill(samples >= (lengths[:, None] - 1) * self.hop_length, 0.0)
         return waveform
 
-
-def _blocks(sizes: PredictorConfig) -> nn.ModuleList:
-    return nn.ModuleList(
-        ConvNeXtBlock(sizes.channels, sizes.hidden_channels, sizes.kernel_size) for _ in range(sizes.blocks)
-    )
-
-
-def _output_conv(sizes: PredictorConfig, n_bins: int) -> nn.Conv1d:
-    return nn.Conv1d(sizes.channels, n_bins, sizes.output_kernel_size, padding=sizes.output_kernel_size // 2)
-
-
-def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Zero the padded frames, as a convolution pads the end of a single run."""
-    return x if mask is None else x * mask
+    def _phase(
+        self, mel: Tensor, mask: Tensor | None, pitch: Pitch | None = None, phi: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Pseudo real and imaginary parts and, with phase_start "pitch", the logits of pitch and voicing."""
+        if self.pitch is None:
+            return self.phase(mel, mask)
+        logits, voicing = self.pitch(mel, mask)
+        if pitch is None:
+            pitch = self.pitch.decode(logits, voicing)
+        if phi is None:
+            phi = integrate(pitch.f0, self.hop_length, self.sample_rate)
+        noise = noise_phase(self.n_bins, mel.shape[2], None if self.training else self.noise_seed, mel.device)
+        return *self.phase(mel, pitch, phi, noise, mask), logits, voicing
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -25,12 +25,14 @@ class AudioFile:
         n_samples: Its length in samples at its own rate.
         sample_rate: That rate in Hz.
         features: A `.npy` file with a mel or latent to learn from instead of the mel that is analysed; None for that.
+        f0: A `.npy` file with its pitch, see `training.pitch`; None where that is not asked for.
     """
 
     path: Path
     n_samples: int
     sample_rate: int
     features: Path | None = None
+    f0: Path | None = None
 
 
 def split(paths: list[Path], n_eval: int) -> tuple[list[Path], list[Path]]:

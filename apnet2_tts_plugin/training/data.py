@@ -20,6 +20,7 @@ from apnet2_tts_plugin.network.spectra import MEL_FLOOR
 from apnet2_tts_plugin.training import distributed
 from apnet2_tts_plugin.training.corpus import AudioFile, split, usable
 from apnet2_tts_plugin.training.features import open_features, with_features
+from apnet2_tts_plugin.training.pitch import pitch_at, with_pitch, write_pitch
 from apnet2_tts_plugin.training.signals import leave_signals_to_parent
 
 logger = logging.getLogger(__name__)
@@ -53,10 +54,21 @@ def find_files(
     if config.data_path:
         samples = split(find_audio(config.data_path), config.eval_split_size)[is_eval]
     files = usable((samples or [])[:limit])
-    if not config.feature_path:
-        return files
-    sizes = (config.n_inputs, audio.sample_rate, audio.hop_length)
-    return with_features(files, config.data_path, config.feature_path, *sizes, kind=kind)
+    if config.feature_path:
+        sizes = (config.n_inputs, audio.sample_rate, audio.hop_length)
+        files = with_features(files, config.data_path, config.feature_path, *sizes, kind=kind)
+    return _with_pitch(config, files, is_eval) if config.phase_start == "pitch" else files
+
+
+def _with_pitch(config: Apnet2Config, files: list[AudioFile], is_eval: bool) -> list[AudioFile]:
+    """The files with their pitch, found now where it is not known; to train on, each process finds it for its share."""
+    if not config.data_path:
+        raise DataError("data_path: none, expected the folder of the audio, to find its pitch (phase_start 'pitch')")
+    share = files if is_eval else files[distributed.rank() :: distributed.world_size()]
+    write_pitch(config, share, config.num_loader_workers)
+    if not is_eval:  # rank 0 alone evaluates
+        distributed.wait_for_all()
+    return with_pitch(config, files)
 
 
 def training_loader(config: Apnet2Config, files: list[AudioFile], grad_accum_steps: int = 1) -> DataLoader:
@@ -193,27 +205,29 @@ class Segments(Dataset):
         for i in range(len(self.files)):
             file = self.files[(index + i) % len(self.files)]
             try:
-                segment = self._analysed(file, rng) if file.features is None else self._with_features(file, rng)
-                return {**segment, "path": str(file.path)}
+                start, segment = self._analysed(file, rng) if file.features is None else self._with_features(file, rng)
+                return _item(file, segment, start / file.sample_rate, self.sample_rate, self.hop_length)
             except DataError as error:
                 logger.warning("Another file instead of %s", error)
         raise DataError(f"none of {len(self.files)} audio files can be read any more")
 
-    def _analysed(self, file: AudioFile, rng: np.random.Generator) -> dict[str, Tensor]:
+    def _analysed(self, file: AudioFile, rng: np.random.Generator) -> tuple[int, dict[str, Tensor]]:
+        """Where in the file the segment begins, and the segment."""
         margin = 0 if file.sample_rate == self.sample_rate else RESAMPLING_MARGIN
         n_read = -(-self.n_samples * file.sample_rate // self.sample_rate) + 2 * margin
         start = int(rng.integers(0, max(file.n_samples - n_read, 0) + 1))
         waveform = read_audio(file.path, self.sample_rate, start, n_read)
         offset = min(margin * self.sample_rate // file.sample_rate, max(len(waveform) - self.n_samples, 0))
-        return {"waveform": _pad(waveform[offset : offset + self.n_samples], self.n_samples)}
+        return start + margin, {"waveform": _pad(waveform[offset : offset + self.n_samples], self.n_samples)}
 
-    def _with_features(self, file: AudioFile, rng: np.random.Generator) -> dict[str, Tensor]:
+    def _with_features(self, file: AudioFile, rng: np.random.Generator) -> tuple[int, dict[str, Tensor]]:
         features = open_features(file.features)
         n_common = _n_common_frames(file, features, self.hop_length)
         n_frames = self.n_samples // self.hop_length + 1
         start = int(rng.integers(0, max(n_common - n_frames, 0) + 1))
         stop = min(start + n_frames, n_common)
-        return _aligned(file, features, start, stop, self.hop_length, self.n_samples, self.padding)
+        segment = _aligned(file, features, start, stop, self.hop_length, self.n_samples, self.padding)
+        return start * self.hop_length, segment
 
 
 class Utterances(Dataset):
@@ -255,8 +269,8 @@ class Utterances(Dataset):
             utterance = self._analysed(file) if file.features is None else self._with_features(file)
         except DataError as error:
             logger.warning("Left out of the evaluation: %s", error)
-            utterance = {}
-        return {**utterance, "path": str(file.path)}
+            return {"path": str(file.path)}
+        return _item(file, utterance, 0.0, self.sample_rate, self.hop_length)
 
     def _analysed(self, file: AudioFile) -> dict[str, Tensor]:
         waveform = read_audio(file.path, self.sample_rate)
@@ -268,6 +282,17 @@ class Utterances(Dataset):
         n_frames = _n_common_frames(file, features, self.hop_length)
         n_samples = max((n_frames - 1) * self.hop_length, self.min_samples)
         return _aligned(file, features, 0, n_frames, self.hop_length, n_samples, self.padding)
+
+
+def _item(
+    file: AudioFile, piece: dict[str, Tensor], start: float, sample_rate: int, hop_length: int
+) -> dict[str, Tensor | str]:
+    """A piece of a file from `start` seconds on, with its path and, if it is known, the pitch of its frames."""
+    item = {**piece, "path": str(file.path)}
+    if file.f0 is not None:
+        frames = np.arange(len(piece["waveform"]) // hop_length + 1)
+        item["f0"] = torch.from_numpy(pitch_at(file.f0, start + frames * (hop_length / sample_rate)))
+    return item
 
 
 def _n_common_frames(file: AudioFile, features: np.ndarray, hop_length: int) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from apnet2_tts_plugin.config import LOSS_RESOLUTIONS, Apnet2Config
 from apnet2_tts_plugin.network.discriminators import DiscriminatorOutput
 from apnet2_tts_plugin.network.generator import Prediction
+from apnet2_tts_plugin.network.pitch import bin_labels
 from apnet2_tts_plugin.network.spectra import STFT, LogMel, log_amplitude, phase
 
 
@@ -70,6 +71,17 @@ def spectral_convergence(target: Tensor, predicted: Tensor) -> Tensor:
     return torch.linalg.vector_norm(target - predicted) / torch.linalg.vector_norm(target).clamp(min=1.0)
 
 
+def pitch(labels: Tensor, logits: Tensor, voiced: Tensor) -> Tensor:
+    """Cross-entropy of the predicted bins (B, F, T) of the frequency, averaged over voiced frames (B, T)."""
+    cross_entropy = -(labels * logits.log_softmax(1)).sum(1)
+    return (cross_entropy * voiced).sum() / voiced.sum().clamp(min=1.0)
+
+
+def voicing(voiced: Tensor, logits: Tensor) -> Tensor:
+    """Binary cross-entropy of the voicing (B, T)."""
+    return F.binary_cross_entropy_with_logits(logits, voiced)
+
+
 def hinge_discriminator(real: list[DiscriminatorOutput], generated: list[DiscriminatorOutput]) -> Tensor:
     """Hinge loss of a discriminator, summed over its parts: scores above 1 for real, below -1 for generated ones."""
     return sum((1 - r.scores.float()).relu().mean() for r in real) + sum(
@@ -102,8 +114,8 @@ class SpectralCriterion(nn.Module):
         log_mel: The mel of the mel loss, up to half the sample rate.
 
     Shape:
-        Complex spectrum of the target (B, n_bins, T) by `stft`, target (B, N), and the generator's prediction for it,
-        to the terms by name.
+        Complex spectrum of the target (B, n_bins, T) by `stft`, target (B, N), the generator's prediction for it, and
+        the target's pitch in Hz (B, T), 0 where nothing is voiced, or None, to the terms by name.
     """
 
     def __init__(self, config: Apnet2Config):
@@ -111,9 +123,12 @@ class SpectralCriterion(nn.Module):
         self.log_mel = LogMel.from_audio_config(config.audio, full_band=True)
         self.stft = self.log_mel.stft
         resolutions = LOSS_RESOLUTIONS if config.loss_weights["multi_resolution_stft"] else ()
+        self.f0_min = config.f0_min
         self.stfts = nn.ModuleList(STFT(*resolution) for resolution in resolutions)
 
-    def forward(self, spectrum: Tensor, waveform: Tensor, predicted: Prediction) -> dict[str, Tensor]:
+    def forward(
+        self, spectrum: Tensor, waveform: Tensor, predicted: Prediction, f0: Tensor | None = None
+    ) -> dict[str, Tensor]:
         phase_error = phase(spectrum) - predicted.phase
         of_waveform = self.stft(predicted.waveform)
         terms = {
@@ -128,6 +143,11 @@ class SpectralCriterion(nn.Module):
         }
         if self.stfts:
             terms["multi_resolution_stft"] = multi_resolution_stft(self.stfts, waveform, predicted.waveform)
+        if f0 is not None:
+            voiced = (f0 > 0).float()
+            labels = bin_labels(f0, self.f0_min, predicted.pitch_logits.shape[1])
+            terms["pitch"] = pitch(labels, predicted.pitch_logits, voiced)
+            terms["voicing"] = voicing(voiced, predicted.voicing_logits)
         return terms
 
 

@@ -99,20 +99,18 @@ class Session:
             self._take_folder()
 
     def _resume(self, content: dict[str, Any]) -> None:
-        trainer = self.trainer
+        trainer, run = self.trainer, content.get("run")
+        if run is None:
+            raise CheckpointError(f"{self.checkpoint}: holds no run to go on with; start from it by --restore_path")
         restore_states(self.model, trainer, content, self.checkpoint)
         trainer.epochs_done = content["epoch"]
         trainer.best_loss = content.get("model_loss") or trainer.best_loss
         trainer._restore_best_loss = lambda: None  # it would read the file again
-        run = content.get("run")
-        if run is None:  # the Trainer's own file, of the end of an epoch
-            trainer.total_steps_done = content["step"] + 1
-        else:
-            trainer.total_steps_done = run["total_steps"]
-            trainer.start_with_eval = self.trained = run["trained"]
-            self.batches_done = run["samples_done"] // self.samples_per_step
-            self.averages = (run["averages"], run["averaged"])
-            set_rng_states(run["rng"])
+        trainer.total_steps_done = run["total_steps"]
+        trainer.start_with_eval = self.trained = run["trained"]
+        self.batches_done = run["samples_done"] // self.samples_per_step
+        self.averages = (run["averages"], run["averaged"])
+        set_rng_states(run["rng"])
         logger.info("Going on from %s", self.checkpoint)
         for setting in ineffective_settings(trainer):
             logger.warning(

@@ -42,7 +42,7 @@ def newest_checkpoint(folder: Path) -> Path:
 
 
 def restore_states(model: nn.Module, trainer: Trainer, content: dict[str, Any], path: Path) -> None:
-    """Load networks, optimizers, schedules and gradient scaler of a checkpoint, all of them or none.
+    """Load networks, optimizers, schedules and gradient scaler of a checkpoint, if all of them fit.
 
     Args:
         model: The model in training.
@@ -51,7 +51,7 @@ def restore_states(model: nn.Module, trainer: Trainer, content: dict[str, Any], 
         path: For the messages.
 
     Raises:
-        CheckpointError: if anything is missing or does not fit.
+        CheckpointError: if anything is missing or does not fit; the networks are as they were then.
     """
     for name in ("optimizer", "lr_scheduler_disc", "lr_scheduler_gen"):
         saved = content.get("config", {}).get(name, trainer.config[name])

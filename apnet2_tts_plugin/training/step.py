@@ -10,7 +10,9 @@ from trainer import Trainer
 
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.network.discriminators import Discriminator
-from apnet2_tts_plugin.network.generator import Generator
+from apnet2_tts_plugin.network.generator import Generator, Prediction
+from apnet2_tts_plugin.network.harmonics import fundamental_phase
+from apnet2_tts_plugin.network.pitch import Pitch
 from apnet2_tts_plugin.network.spectra import LogMel
 from apnet2_tts_plugin.training import distributed, losses
 from apnet2_tts_plugin.training.losses import SpectralCriterion
@@ -31,13 +33,15 @@ class MicroBatch(NamedTuple):
     """Segments that go through the networks together.
 
     `weight` is their share of the batch; waveform is (B, N), its complex spectrum (B, n_bins, T), and features, which
-    the generator gets, (B, n_inputs, T).
+    the generator gets, (B, n_inputs, T); f0 is the pitch in Hz (B, T), 0 where nothing is voiced, None where it is not
+    asked for.
     """
 
     weight: float
     waveform: Tensor
     spectrum: Tensor
     features: Tensor
+    f0: Tensor | None = None
 
 
 def training_step(
@@ -63,13 +67,13 @@ def training_step(
     logged: dict[str, Tensor] = {}
 
     # One forward pass serves both updates; of several micro-batches each makes its own, as one graph fits at a time.
-    shared = generator(parts[0].features) if len(parts) == 1 else None
+    shared = predict(networks, parts[0]) if len(parts) == 1 else None
 
     if adversarial:
         trainer.optimizer[DISCRIMINATOR_OPTIMIZER].zero_grad(set_to_none=True)
         for part in parts:
             with torch.no_grad():
-                predicted = generator(part.features) if shared is None else shared
+                predicted = predict(networks, part) if shared is None else shared
             torch.clear_autocast_cache()  # weights cast without a graph must not serve the next pass, which has one
             generated = predicted.waveform.detach()
             terms = {
@@ -84,8 +88,8 @@ def training_step(
     trainer.optimizer[GENERATOR_OPTIMIZER].zero_grad(set_to_none=True)
     first_waveform = None
     for part in parts:
-        predicted = generator(part.features) if shared is None else shared
-        terms = criterion(part.spectrum, part.waveform, predicted)
+        predicted = predict(networks, part) if shared is None else shared
+        terms = criterion(part.spectrum, part.waveform, predicted, part.f0)
         if adversarial:
             for name, discriminator in discriminators.items():
                 terms |= adversarial_terms(name, discriminator, part.waveform, predicted.waveform)
@@ -109,19 +113,33 @@ def micro_batches(log_mel: LogMel, batch: dict[str, Any], n: int = 1) -> list[Mi
 
     Args:
         log_mel: The generator's analysis.
-        batch: "waveform" (B, N), and "features" (B, n_inputs, T) only where they are not the mel of the waveform.
+        batch: "waveform" (B, N), "features" (B, n_inputs, T) only where they are not the mel of the waveform, and "f0"
+            (B, T) only where the generator starts from the pitch.
         n: Number of pieces.
     """
     n_segments = len(batch["waveform"])
     size = -(-n_segments // n)
     waveforms = batch["waveform"].split(size)
-    features = batch["features"].split(size) if "features" in batch else [None] * len(waveforms)
+    given = [batch[key].split(size) if key in batch else [None] * len(waveforms) for key in ("features", "f0")]
     parts = []
-    for waveform, given in zip(waveforms, features, strict=True):
+    for waveform, features, f0 in zip(waveforms, *given, strict=True):
         spectrum = log_mel.stft(waveform)
-        mel = log_mel.from_spectrum(spectrum) if given is None else given
-        parts.append(MicroBatch(len(waveform) / n_segments, waveform, spectrum, mel))
+        mel = log_mel.from_spectrum(spectrum) if features is None else features
+        parts.append(MicroBatch(len(waveform) / n_segments, waveform, spectrum, mel, f0))
     return parts
+
+
+def predict(networks: Networks, part: MicroBatch) -> Prediction:
+    """What the generator predicts, with pitch and phase of the recordings' fundamentals where it starts from them.
+
+    So what is left to predict is a function of the envelope, which the mel shows, and not of where a period begins.
+    """
+    generator, stft = networks.generator, networks.log_mel.stft
+    if part.f0 is None:
+        return generator(part.features)
+    pitch = Pitch(part.f0.clamp(min=generator.pitch.f0_min), (part.f0 > 0).float())
+    phi = fundamental_phase(part.waveform, pitch.f0, stft.hop_length, generator.sample_rate, stft.window)
+    return generator(part.features, pitch, phi)
 
 
 def adversarial_terms(name: str, discriminator: Discriminator, real: Tensor, generated: Tensor) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ def export(checkpoint_path: str | os.PathLike[Any], out: str | os.PathLike[Any],
     if not isinstance(settings, dict) or settings.get("model") != "apnet2":
         raise CheckpointError(f"{checkpoint_path}: no configuration of APNet2 in it, expected a Trainer checkpoint")
     config = Apnet2Config().deserialize(settings)
-    for name in ("output_path", "data_path", "feature_path"):
+    for name in ("output_path", "data_path", "feature_path", "f0_path"):
         config[name] = getattr(Apnet2Config, name)
     generator = Generator(config)
     load_strictly(generator, generator_state(content, checkpoint_path), checkpoint_path)

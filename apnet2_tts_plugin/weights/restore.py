@@ -84,7 +84,8 @@ class _Source(NamedTuple):
 
 
 def _generator_source(state: dict[str, Any], path: Path) -> _Source:
-    advice = "set amplitude, phase, amplitude_start, input_features and audio as in the configuration of these weights"
+    settings = "audio, input_features, amplitude, amplitude_start, phase, phase_start and pitch"
+    advice = f"set {settings} as in the configuration of these weights"
     return _Source(("generator",), state, path, advice)
 
 

@@ -22,6 +22,9 @@ class Args(recipe.RecipeArgs):
     """The arguments of all recipes, and those of this one."""
 
     feature_path: str = field(default="", metadata={"help": "Folder of mels to train on instead of the WAVs' own."})
+    phase_start: str = field(
+        default="none", metadata={"help": "'pitch' lets the phase start from it. Defaults to none."}
+    )
 
 
 def parse_args(argv: list[str] | None = None) -> Args:
@@ -32,6 +35,8 @@ def parse_args(argv: list[str] | None = None) -> Args:
 def make_config(args: Args) -> Apnet2Config:
     """The configuration of a new run: all that is not set here is the official setting."""
     settings = recipe.run_settings(args, len(find_audio(args.data_path)))
+    if args.phase_start != "none":
+        settings |= dict(phase_start=args.phase_start, consistency_iterations=2)
     return Apnet2Config(run_name="apnet2_ljspeech", feature_path=args.feature_path or None, **settings)
 
 

@@ -1,0 +1,66 @@
+"""Fundamental frequency and voicing of each frame, read from the mel."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from apnet2_tts_plugin.config import PredictorConfig
+from apnet2_tts_plugin.network.convnext import Backbone, output_conv
+
+CENTS_PER_BIN = 20.0
+BLUR_CENTS = 25.0  # standard deviation of the label around the true frequency (CREPE, arXiv 1802.06182, section 2)
+REACH = 4  # bins on either side of the peak that count
+
+
+class Pitch(NamedTuple):
+    """What is known of the pitch, (B, T) each: f0 in Hz, also where nothing is voiced, and voicing as 0 or 1."""
+
+    f0: Tensor
+    voiced: Tensor
+
+
+class PitchPredictor(nn.Module):
+    """Frequency and voicing from the mel: probabilities of bins of `CENTS_PER_BIN` from f0_min up to f0_max.
+
+    Args:
+        n_inputs: Channels of the mel or latent.
+        sizes: Sizes of the backbone.
+        f0_min: Lowest frequency in Hz.
+        f0_max: Highest frequency in Hz.
+
+    Shape:
+        x (B, n_inputs, T), mask (B, T, 1) or None, to logits of the bins (B, F, T) and of voicing (B, T).
+    """
+
+    def __init__(self, n_inputs: int, sizes: PredictorConfig, f0_min: float, f0_max: float):
+        super().__init__()
+        self.f0_min = f0_min
+        self.n_bins = math.ceil(1200 * math.log2(f0_max / f0_min) / CENTS_PER_BIN) + 1
+        self.backbone = Backbone(n_inputs, sizes)
+        self.output_conv = output_conv(sizes, self.n_bins + 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        logits = self.output_conv(self.backbone(x, mask)).float()
+        return logits[:, :-1], logits[:, -1]
+
+    def decode(self, logits: Tensor, voicing: Tensor) -> Pitch:
+        """The mean of the bins around the most probable one, weighted by their probabilities, on a grid of 1/64 Hz.
+
+        The phase integrates f0, and a harmonic of number h is h times as sensitive: on a grid, what one run rounds
+        otherwise than another, alone or in a batch, does not add up.
+        """
+        bins = torch.arange(self.n_bins, device=logits.device)[:, None]
+        near = (bins - logits.argmax(1, keepdim=True)).abs() <= REACH
+        weights = logits.masked_fill(~near, float("-inf")).softmax(1)
+        f0 = self.f0_min * torch.exp2((weights * bins).sum(1) * (CENTS_PER_BIN / 1200))
+        return Pitch((f0 * 64).round() / 64, (voicing > 0).float())
+
+
+def bin_labels(f0: Tensor, f0_min: float, n_bins: int) -> Tensor:
+    """Probabilities of the bins (B, F, T) for f0 (B, T) in Hz; what is off the scale counts as its end."""
+    position = (1200 / CENTS_PER_BIN) * torch.log2(f0.clamp(min=1.0) / f0_min)
+    position = position.clamp(0, n_bins - 1)[:, None]
+    bins = torch.arange(n_bins, device=f0.device)[:, None]
+    return (-0.5 * ((bins - position) * (CENTS_PER_BIN / BLUR_CENTS)).square()).softmax(1)

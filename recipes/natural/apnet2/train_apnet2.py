@@ -1,0 +1,100 @@
+"""Train a small APNet2 whose phase starts from the pitch, on natural synthetic voices, without a GPU.
+
+python recipes/natural/make_corpus.py
+python recipes/natural/apnet2/train_apnet2.py
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trainer import Trainer
+
+from apnet2_tts_plugin import recipe
+from apnet2_tts_plugin.audio import find_audio
+from apnet2_tts_plugin.config import LOSS_WEIGHTS, Apnet2Config, PredictorConfig
+from apnet2_tts_plugin.model import Apnet2
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Args(recipe.RecipeArgs):
+    """The arguments of all recipes, and those of this one."""
+
+    batch_size: int = field(default=4, metadata={"help": "Segments of a batch. Defaults to 4."})
+    seq_len: int = field(
+        default=16_384, metadata={"help": "Samples of a segment, a multiple of 256. Defaults to 16384."}
+    )
+    eval_split_size: int = field(
+        default=20, metadata={"help": "Recordings held out, the last by name. Defaults to 20."}
+    )
+    steps: int = field(default=14_000, metadata={"help": "Training steps. Defaults to 14000."})
+    lr: float = field(default=1e-3, metadata={"help": "Learning rate at the start. Defaults to 0.001."})
+    num_loader_workers: int = field(default=0, metadata={"help": "Processes that read audio. Defaults to 0."})
+
+
+def parse_args(argv: list[str] | None = None) -> Args:
+    """Read the command line."""
+    wavs = HERE.parent / "natural_corpus" / "wavs"
+    return recipe.parse_args(Args(), "Train a small APNet2 on natural synthetic voices.", HERE, wavs, argv)
+
+
+def predictor(channels: int, hidden_channels: int, blocks: int, look_ahead: int) -> PredictorConfig:
+    """Sizes of a predictor that can be streamed: no layer pools over the sentence, and few frames ahead are seen."""
+    return PredictorConfig(
+        channels=channels,
+        hidden_channels=hidden_channels,
+        blocks=blocks,
+        output_kernel_size=1,
+        response_norm="none",
+        look_ahead=look_ahead,
+    )
+
+
+def make_config(args: Args) -> Apnet2Config:
+    """The configuration of a new run."""
+    settings = recipe.run_settings(args, len(find_audio(args.data_path)))
+    settings |= dict(num_eval_loader_workers=0, print_step=100, plot_step=500, log_model_step=1000, save_step=500)
+    settings |= dict(eval_metrics=[], save_n_checkpoints=2)  # an epoch takes half a minute, speech metrics as long
+    # down to nothing at the end
+    schedule = {"lr_scheduler_gen": "CosineAnnealingLR", "lr_scheduler_gen_params": {"T_max": args.steps}}
+
+    # what the mel does not show of the phase is noise to its losses
+    phase_terms = {"instantaneous_phase": 3.0, "group_delay": 5.0, "phase_time_difference": 5.0}
+    other_terms = {"real": 10.0, "imaginary": 10.0, "multi_resolution_stft": 60.0, "pitch": 10.0, "voicing": 10.0}
+    return Apnet2Config(
+        run_name="apnet2_natural",
+        seq_len=args.seq_len,
+        # four frames ahead, three for each of two iterations, two for the inverse STFT: twelve in all
+        amplitude_start="pseudo_inverse",
+        amplitude=predictor(513, 512, 2, look_ahead=4),
+        phase_start="pitch",
+        phase=predictor(192, 384, 3, look_ahead=4),
+        pitch=predictor(160, 320, 4, look_ahead=4),
+        consistency_iterations=2,
+        loss_weights=LOSS_WEIGHTS | phase_terms | other_terms,
+        # no discriminators: they would take most of the time
+        steps_to_start_discriminator=10**9,
+        lr_gen=args.lr,
+        **settings | schedule,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train until the steps are done."""
+    args = parse_args(argv)
+    with recipe.mistakes_in_one_line("Make the corpus by recipes/natural/make_corpus.py, or name it by --data_path."):
+        # an interrupted run goes on with its own configuration
+        config = recipe.interrupted_config(args) or make_config(args)
+
+        # init the model and the trainer; the model finds the files, and their pitch
+        trainer = Trainer(
+            args, config, output_path=config.output_path, model=Apnet2(config), parse_command_line_args=False
+        )
+
+    # and go
+    trainer.fit()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""A phase that starts from the pitch: known tones come out; batches, seeds and look-ahead are as promised."""
+
+import librosa
+import numpy as np
+import pytest
+import soundfile as sf
+import tiny
+import torch
+from small_run import fit, small_config
+
+from apnet2_tts_plugin.config import Apnet2AudioConfig, PredictorConfig
+from apnet2_tts_plugin.errors import ConfigError, DataError
+from apnet2_tts_plugin.network.consistency import FastGriffinLim
+from apnet2_tts_plugin.network.harmonics import fundamental_phase, harmonic_phase, integrate, noise_phase
+from apnet2_tts_plugin.network.pitch import Pitch, PitchPredictor, bin_labels
+from apnet2_tts_plugin.network.spectra import ISTFT, STFT
+from apnet2_tts_plugin.training.pitch import PERIOD, pitch_at
+
+RATE, HOP, FFT = 22050, 256, 1024
+SIZES = dict(channels=16, hidden_channels=32, blocks=2, output_kernel_size=1, response_norm="none", look_ahead=4)
+
+
+def pitch_config(**changes):
+    sections = {name: PredictorConfig(**SIZES | changes.pop(name, {})) for name in ("phase", "pitch")}
+    amplitude = PredictorConfig(**SIZES | dict(channels=513, blocks=1))
+    defaults = dict(
+        amplitude_start="pseudo_inverse", amplitude=amplitude, phase_start="pitch", consistency_iterations=2
+    )
+    return defaults | sections | changes
+
+
+def model(**changes):
+    return tiny.model(**pitch_config(**changes))
+
+
+def angle(difference) -> np.ndarray:
+    """Its distance from 0 on the circle."""
+    return np.abs(np.angle(np.exp(1j * np.asarray(difference, dtype=np.float64))))
+
+
+def tone(f0, n_frames: int = 120, n_harmonics: int = 25):
+    """A voice of equal periods: samples (1, N), f0 (1, T) and phase (1, T) of the fundamental at the frames."""
+    time = np.arange((n_frames - 1) * HOP + 1) / RATE
+    phase = 2 * np.pi * np.cumsum(f0(time)) / RATE
+    samples = sum(np.cos(h * phase) / h for h in range(1, n_harmonics + 1))[:-1]
+    at = slice(None, None, HOP)
+    return (torch.tensor(x, dtype=torch.float32)[None] for x in (0.1 * samples, f0(time)[at], phase[at]))
+
+
+GLIDES = {
+    "steady": lambda time: np.full_like(time, 150.0),
+    "glide": lambda time: 110 + 80 * time / time[-1],
+    "vibrato": lambda time: 200 + 12 * np.sin(2 * np.pi * 5 * time),
+}
+
+
+@pytest.mark.parametrize("f0", GLIDES.values(), ids=GLIDES)
+def test_the_start_alone_gives_a_tone_back(f0):
+    waveform, frequency, true_phase = tone(f0)
+    stft, istft = STFT(FFT, HOP, FFT), ISTFT(FFT, HOP, FFT)
+    spectrum = stft(waveform)
+    phi = fundamental_phase(waveform, frequency, HOP, RATE, stft.window)
+    inner = slice(4, -4)
+    assert angle(phi - true_phase)[0, inner].max() < 0.1
+    again = istft(torch.polar(spectrum.abs(), harmonic_phase(frequency, phi, FFT, RATE)))
+    inner = slice(4 * HOP, -4 * HOP)
+    error = (again - waveform)[0, inner]
+    assert 10 * torch.log10(waveform[0, inner].square().mean() / error.square().mean()) > 15
+    # from the first frame on, its integral is as good
+    integrated = integrate(frequency, HOP, RATE, start=true_phase[:, 0])
+    assert angle(integrated - true_phase).max() < 0.15
+
+
+@pytest.mark.parametrize("f0", GLIDES.values(), ids=GLIDES)
+def test_a_generator_that_knows_the_pitch_vocodes_at_that_pitch(f0):
+    waveform, frequency, _ = tone(f0)
+    network = model(consistency_iterations=2)
+    pitch = Pitch(frequency, torch.ones_like(frequency))
+    with torch.no_grad():
+        vocoded = network.generator(network.log_mel(waveform), pitch).waveform[0].double().numpy()
+    found, _, _ = librosa.pyin(vocoded, fmin=70, fmax=400, sr=RATE, hop_length=HOP, frame_length=2048)
+    inner = slice(8, -8)
+    cents = 1200 * np.log2(found[inner] / frequency[0, inner].numpy())
+    assert np.nanmedian(np.abs(cents)) < 15 and np.isnan(cents).mean() < 0.1
+
+
+def test_integration_does_not_drift_over_ten_minutes():
+    n_frames = 600 * RATE // HOP
+    frequency = torch.full((1, n_frames), 123.25)
+    expected = 2 * np.pi * np.mod(np.arange(n_frames) * (123.25 * HOP / RATE), 1.0)
+    assert angle(integrate(frequency, HOP, RATE)[0] - expected).max() < 1e-5
+
+
+def test_consistency_is_librosas_griffin_lim():
+    rng = np.random.default_rng(0)
+    waveform = 0.1 * rng.normal(size=40 * HOP).astype(np.float32)
+    spectrum = STFT(FFT, HOP, FFT)(torch.from_numpy(waveform)[None])
+    start = torch.polar(spectrum.abs(), torch.from_numpy(rng.uniform(0, 2 * np.pi, spectrum.shape)).float())
+    istft = ISTFT(FFT, HOP, FFT)
+    ours = istft(FastGriffinLim(istft, HOP, 3)(start))[0].numpy()
+    angles, previous, momentum = np.exp(1j * np.angle(start[0])), 0.0, 0.99 / 1.99
+    magnitude = spectrum.abs()[0].numpy()
+    settings = dict(n_fft=FFT, hop_length=HOP)
+    for _ in range(3):
+        rebuilt = librosa.stft(librosa.istft(magnitude * angles, **settings), pad_mode="reflect", **settings)
+        angles = rebuilt - momentum * previous
+        angles, previous = angles / (np.abs(angles) + 1e-16), rebuilt
+    np.testing.assert_allclose(ours, librosa.istft(magnitude * angles, **settings), atol=1e-3 * np.abs(ours).max())
+
+
+def test_without_iterations_nothing_changes():
+    spectrum = torch.randn(1, 513, 5, dtype=torch.complex64)
+    assert FastGriffinLim(ISTFT(FFT, HOP, FFT), HOP, 0)(spectrum) is spectrum
+
+
+@pytest.mark.parametrize("settings", [{}, {"phase_start": "none"}, {"consistency_iterations": 0}], ids=str)
+def test_padded_batches_equal_single_runs(settings):
+    network = model(**settings)
+    mel = torch.randn(3, 80, 40, generator=torch.Generator().manual_seed(1)) - 4
+    lengths = torch.tensor([40, 17, 2])
+    together = network.inference(mel, lengths)
+    for item, length in enumerate(lengths.tolist()):
+        alone = network.inference(mel[item : item + 1, :, :length])
+        n_samples = (length - 1) * HOP
+        torch.testing.assert_close(together[item, :, :n_samples], alone[0], atol=1e-5, rtol=0)
+        assert not together[item, :, n_samples:].any()
+
+
+def test_forward_and_inference_agree_and_the_seed_decides():
+    network = model()
+    mel = torch.randn(1, 80, 30, generator=torch.Generator().manual_seed(1)) - 4
+    vocoded = network.inference(mel)
+    assert torch.equal(vocoded, network.inference(mel))
+    with torch.no_grad():
+        torch.testing.assert_close(network.generator(mel).waveform, vocoded[:, 0], atol=1e-5, rtol=0)
+    assert not torch.equal(vocoded, model(noise_seed=1).inference(mel))
+
+
+def test_noise_of_fewer_frames_is_the_beginning_of_that_of_more():
+    few, many = (noise_phase(513, n, 3, torch.device("cpu")) for n in (7, 100))
+    assert torch.equal(few, many[:, :, :7])
+    assert 0 <= many.min() and many.max() < 2 * torch.pi
+
+
+@pytest.mark.parametrize(("iterations", "look_ahead"), [(2, 12), (0, 6), (1, 9)])
+def test_no_sample_sees_more_frames_ahead(iterations, look_ahead):
+    """The networks 4, each iteration 3, the inverse STFT 2; without a norm over the sentence nothing else does."""
+    network = model(consistency_iterations=iterations)
+    mel = torch.randn(1, 80, 60, generator=torch.Generator().manual_seed(1)) - 4
+    changed = mel.clone()
+    changed[:, :, 40:] += 1.0
+    differ = (network.inference(mel) - network.inference(changed)).abs().flatten() > 1e-6
+    assert (40 - look_ahead) * HOP <= differ.nonzero()[0].item() < 40 * HOP
+
+
+@pytest.mark.parametrize("mel", [torch.full((1, 80, 20), -11.5), torch.full((1, 80, 2), -11.5), torch.zeros(1, 80, 3)])
+def test_silence_and_the_shortest_mels(mel):
+    waveform = model().inference(mel)
+    assert waveform.shape == (1, 1, (mel.shape[2] - 1) * HOP) and waveform.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("sample_rate", "fft_size", "hop_length"), [(16000, 1024, 200), (24000, 2048, 300), (48000, 2048, 512)]
+)
+def test_other_rates_and_hops(sample_rate, fft_size, hop_length):
+    audio = Apnet2AudioConfig(sample_rate=sample_rate, fft_size=fft_size, win_length=fft_size, hop_length=hop_length)
+    amplitude = PredictorConfig(**SIZES | dict(channels=fft_size // 2 + 1))
+    settings = pitch_config() | dict(audio=audio, amplitude=amplitude, seq_len=20 * hop_length)
+    network = tiny.model(**settings)
+    time = torch.arange(sample_rate) / sample_rate
+    waveform = network.copy_synthesis(0.1 * torch.sin(2 * torch.pi * 150 * time), sample_rate)
+    assert waveform.shape == (sample_rate,) and waveform.isfinite().all()
+
+
+def test_pitch_is_read_where_the_labels_say_it_is():
+    predictor = PitchPredictor(80, PredictorConfig(**SIZES), 50.0, 800.0)
+    frequency = torch.tensor([[54.0, 61.7, 200.0, 441.3, 750.0]])
+    labels = bin_labels(frequency, 50.0, predictor.n_bins)
+    decoded = predictor.decode(labels.log(), torch.tensor([[-1.0, -1.0, 2.0, 2.0, 2.0]]))
+    assert (1200 * (decoded.f0 / frequency).log2()).abs().max() < 5
+    assert decoded.voiced.tolist() == [[0, 0, 1, 1, 1]]
+    torch.testing.assert_close(labels.sum(1), torch.ones(1, 5))
+
+
+def test_pitch_between_its_times(tmp_path):
+    np.save(tmp_path / "f0.npy", np.float32([[100, 110, 0, 0, 200]]))
+    times = np.array([0, 0.5, 1, 1.4, 1.6, 3.4, 4, 100]) * PERIOD
+    assert pitch_at(tmp_path / "f0.npy", times).tolist() == [100, 105, 110, 110, 0, 0, 200, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"phase_start": "f0"}, "phase_start: 'f0'"),
+        ({"f0_min": 0.0}, "f0_min: 0.0"),
+        ({"f0_max": 20.0}, "f0_min: 50.0"),
+        ({"consistency_iterations": -1}, "consistency_iterations: -1"),
+        ({"phase": dict(response_norm="batch")}, "phase.response_norm: 'batch'"),
+        ({"pitch": dict(look_ahead=-2)}, "pitch.look_ahead: -2"),
+    ],
+)
+def test_nonsense_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny.config(**pitch_config(**settings))
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory):
+    """Files of a steady voice each, with a pause."""
+    folder = tmp_path_factory.mktemp("voices")
+    for i in range(4):
+        waveform, *_ = tone(lambda time, i=i: np.full_like(time, 120.0 + 20 * i), n_frames=60)
+        sf.write(folder / f"{i}.wav", np.pad(waveform[0].numpy(), (0, 3000)), RATE, subtype="PCM_16")
+    return folder
+
+
+def test_training_finds_the_pitch_once_and_learns_it(voices, tmp_path):
+    settings = pitch_config() | dict(batch_size=3, epochs=40, save_step=100, lr_gen=3e-3, seq_len=8192)
+    config = small_config(voices, tmp_path, **settings)
+    trainer = fit(config)
+    files = sorted((tmp_path / "f0").glob("*.npy"))
+    assert len(files) == 4
+    written = [file.stat().st_mtime_ns for file in files]
+    for i, file in enumerate(files):
+        frequency = np.load(file)[0]
+        assert np.median(np.abs(1200 * np.log2(frequency[frequency > 0] / (120 + 20 * i)))) < 20
+    segment = trainer.model.get_data_loader(config).dataset[(0, 0)]
+    assert segment["f0"].shape == (33,) and segment["f0"].max() < 200
+    assert [file.stat().st_mtime_ns for file in files] == written
+    losses = [trainer.keep_avg_train.avg_values[f"avg_loss_{term}"] for term in ("pitch", "voicing")]
+    assert losses[0] < 4.0 and losses[1] < 0.5  # about 5.5 and 0.7 at first
+    assert "avg_loss_pitch" in trainer.keep_avg_eval.avg_values
+
+
+def test_pitch_needs_the_folder_of_the_audio(voices):
+    network = tiny.model(**pitch_config())
+    with pytest.raises(DataError, match="data_path: none"):
+        network.get_data_loader(network.config, samples=sorted(voices.glob("*.wav")))
