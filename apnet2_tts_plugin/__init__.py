@@ -36,4 +36,8 @@ def __getattr__(name):
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
+def __dir__():
+    return sorted([*globals(), *_HOMES])
+
+
 _boot.install()

@@ -37,6 +37,7 @@ LOSS_WEIGHTS = {
     "adversarial_mrd": 0.1,
     "feature_matching_mrd": 0.1,
 }
+OFFICIAL_DECAY = 0.999 ** (1 / 809)  # of the learning rates in an update; 809 are an epoch of the official training
 PITCH_TERMS = ("pitch", "voicing")  # computed with phase_start "pitch"; not in files of old
 DISCRIMINATOR_LOSS_WEIGHTS = {"mpd": 1.0, "mrd": 0.1}
 ANALYSIS = ("fft_size", "win_length", "hop_length", "sample_rate", "num_mels", "mel_fmin", "mel_fmax")
@@ -84,6 +85,7 @@ class Apnet2AudioConfig(BaseAudioConfig):
         Raises:
             ConfigError: with the field, its value and what is allowed.
         """
+        _check_numbers("audio.", self, ANALYSIS[:-1])
         for name in ("sample_rate", "hop_length", "num_mels"):
             _require(self[name] >= 1, f"audio.{name}", self[name], "at least 1")
         even = self.fft_size >= 4 and self.fft_size % 2 == 0
@@ -129,6 +131,7 @@ class PredictorConfig(Coqpit):
 
     def check(self, name: str) -> None:
         """Raise ConfigError when a size makes no sense; `name` is the predictor's field in the configuration."""
+        _check_numbers(f"{name}.", self)
         for size in ("channels", "hidden_channels", "blocks"):
             _require(self[size] >= 1, f"{name}.{size}", self[size], "at least 1")
         for kernel in ("input_kernel_size", "kernel_size", "output_kernel_size"):
@@ -204,10 +207,12 @@ class Apnet2Config(BaseVocoderConfig):
         lr_gen (float): Learning rate of the generator. Defaults to 0.0002.
         lr_disc (float): Learning rate of the discriminators. Defaults to 0.0002.
         lr_scheduler_gen (str): Schedule of the generator, from `torch.optim.lr_scheduler`. Defaults to "ExponentialLR".
-        lr_scheduler_gen_params (dict): Its arguments. Defaults to {"gamma": 0.999}.
+        lr_scheduler_gen_params (dict): Its arguments. The default is 0.999 in 809 updates, an epoch of the official
+            training (12,950 files of LJSpeech in batches of 16). Defaults to {"gamma": 0.9999987632883622}.
         lr_scheduler_disc (str): Schedule of the discriminators. Defaults to "ExponentialLR".
-        lr_scheduler_disc_params (dict): Its arguments. Defaults to {"gamma": 0.999}.
-        scheduler_after_epoch (bool): Step the schedules after each epoch instead of each update. Defaults to True.
+        lr_scheduler_disc_params (dict): Its arguments. Defaults to {"gamma": 0.9999987632883622}.
+        scheduler_after_epoch (bool): Step the schedules after each epoch instead of each update: then the rates depend
+            on the number of files and processes, the batch size and the accumulation. Defaults to False.
         grad_clip (list): Largest gradient norm of discriminators and generator; 0 does not clip, as in the official
             training. Defaults to [0.0, 0.0].
         precision (str): What `mixed_precision` computes convolutions and matrix products in, "bf16" or "fp16"; spectra
@@ -268,10 +273,10 @@ class Apnet2Config(BaseVocoderConfig):
     lr_gen: float = 0.0002
     lr_disc: float = 0.0002
     lr_scheduler_gen: str = "ExponentialLR"
-    lr_scheduler_gen_params: dict[str, Any] = field(default_factory=lambda: {"gamma": 0.999})
+    lr_scheduler_gen_params: dict[str, Any] = field(default_factory=lambda: {"gamma": OFFICIAL_DECAY})
     lr_scheduler_disc: str = "ExponentialLR"
-    lr_scheduler_disc_params: dict[str, Any] = field(default_factory=lambda: {"gamma": 0.999})
-    scheduler_after_epoch: bool = True
+    lr_scheduler_disc_params: dict[str, Any] = field(default_factory=lambda: {"gamma": OFFICIAL_DECAY})
+    scheduler_after_epoch: bool = False
     grad_clip: list[float] = field(default_factory=lambda: [0.0, 0.0])
     precision: str = "bf16"
     use_compile: bool = False
@@ -299,6 +304,7 @@ class Apnet2Config(BaseVocoderConfig):
         ):
             # coqpit swallows the AttributeError that a None would end in
             _require(isinstance(self[name], kind), name, self[name], f"a section of settings ({kind.__name__})")
+        _check_numbers("", self)
         self.audio.check_values()
         self.amplitude.check("amplitude")
         self.phase.check("phase")
@@ -316,6 +322,7 @@ class Apnet2Config(BaseVocoderConfig):
             _require(self.amplitude.channels == bins, "amplitude.channels", self.amplitude.channels, allowed)
         self._check_input()
         self._check_training()
+        self._check_unused()
 
     def _check_phase_start(self) -> None:
         _require(self.phase_start in PHASE_STARTS, "phase_start", self.phase_start, PHASE_STARTS)
@@ -339,7 +346,7 @@ class Apnet2Config(BaseVocoderConfig):
         divides = self.seq_len % hop == 0 and self.seq_len > self.audio.fft_size // 2
         allowed = f"a multiple of audio.hop_length ({hop}) above half the FFT size"
         _require(divides, "seq_len", self.seq_len, allowed)
-        for name in ("batch_size", "eval_split_size", "epochs", "mrd_channels"):
+        for name in ("batch_size", "eval_split_size", "epochs", "mrd_channels", "save_step", "plot_step", "print_step"):
             _require(self[name] >= 1, name, self[name], "at least 1")
         for name in ("mpd_periods", "mpd_channels"):
             positive = len(self[name]) >= 1 and min(self[name]) >= 1
@@ -360,10 +367,13 @@ class Apnet2Config(BaseVocoderConfig):
             wrong = set(self[name]) ^ set(known)
             _require(not wrong, name, sorted(self[name]), f"exactly the terms {sorted(known)}")
             for term, weight in self[name].items():
-                _require(weight >= 0, f"{name}.{term}", weight, "0 or more")
+                _require(0 <= weight < float("inf"), f"{name}.{term}", weight, "a number of 0 or more")
         for name in ("lr_gen", "lr_disc"):
             _require(0 < self[name] < float("inf"), name, self[name], "a number above 0")
-        _require(len(self.grad_clip) == 2, "grad_clip", self.grad_clip, "[discriminators, generator]")
+        fits = len(self.grad_clip) == 2 and all(0 <= limit < float("inf") for limit in self.grad_clip)
+        _require(fits, "grad_clip", self.grad_clip, "[discriminators, generator], each 0 or more")
+        start = self.steps_to_start_discriminator
+        _require(start >= 0, "steps_to_start_discriminator", start, "0 or more")
         for name in ("lr_scheduler_gen", "lr_scheduler_disc"):
             allowed = "the name of a schedule ('ConstantLR' with {'factor': 1.0} leaves the rate as it is)"
             _require(bool(self[name]), name, self[name], allowed)
@@ -374,6 +384,21 @@ class Apnet2Config(BaseVocoderConfig):
         _require(set(self.eval_metrics) <= set(EVAL_METRICS), "eval_metrics", self.eval_metrics, allowed)
         targets = [*(f"loss_{term}" for term in self._evaluated_terms()), *self.eval_metrics]
         _require(self.target_loss in targets, "target_loss", self.target_loss, f"one of {targets}")
+
+    def _check_unused(self) -> None:
+        """Refuse values of settings that have no effect together with others."""
+        unused = []
+        if self.input_features == "mel":
+            unused += [("latent_channels", self.latent_channels, 192), ("speaker_channels", self.speaker_channels, 0)]
+        if self.amplitude_start == "pseudo_inverse":
+            for name in ("input_kernel_size", "output_kernel_size"):
+                unused.append((f"amplitude.{name}", self.amplitude[name], getattr(PredictorConfig, name)))
+        if self.phase_start == "none":
+            unused.append(("pitch", self.pitch, PredictorConfig()))
+            unused += [(name, self[name], getattr(Apnet2Config, name)) for name in ("f0_min", "f0_max", "f0_path")]
+            unused.append(("noise_seed", self.noise_seed, 0))
+        for name, value, default in unused:
+            _require(value == default, name, value, f"{default!r}, as it has no effect with these other settings")
 
     def _evaluated_terms(self) -> list[str]:
         """The loss terms that an evaluation computes."""
@@ -403,6 +428,15 @@ def _warn_of_unknown(prefix: str, data: Any, section: Coqpit, others: Collection
     known = {setting.name for setting in fields(section)}
     for name in sorted(set(data or ()) - known - set(others)):
         logger.warning("%s%s: no setting of APNet2, and without effect", prefix, name)
+
+
+def _check_numbers(prefix: str, section: Coqpit, names: Collection[str] = ()) -> None:
+    """Refuse what is no number where the default is one; of all settings (None files may be kept), or those named."""
+    for setting in fields(section):
+        name, default = setting.name, setting.default
+        if type(default) in (int, float) and (not names or name in names) and name != "save_n_checkpoints":
+            is_number = isinstance(section[name], int | float) and section[name] == section[name]
+            _require(is_number, f"{prefix}{name}", section[name], "a number")
 
 
 def _require(condition: bool, name: str, value: Any, allowed: Any) -> None:

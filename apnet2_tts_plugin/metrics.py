@@ -13,11 +13,10 @@ import numpy as np
 import torch
 
 from apnet2_tts_plugin.errors import MetricError, MissingPackageError
-from apnet2_tts_plugin.network.spectra import LogMel
+from apnet2_tts_plugin.network.spectra import DB_PER_NEPER, LogMel
 
 PESQ_RATE = 16000
 MEL_FFT, MEL_HOP, MEL_BANDS = 1024, 256, 80
-DB_PER_NEPER = 20 / np.log(10)
 
 
 def stoi(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> float:

@@ -17,7 +17,7 @@ from TTS.vocoder.models.base_vocoder import BaseVocoder
 
 from apnet2_tts_plugin import metrics
 from apnet2_tts_plugin.config import MAX_ITERATIONS, Apnet2Config
-from apnet2_tts_plugin.errors import ConfigError, MetricError
+from apnet2_tts_plugin.errors import ConfigError, DataError, MetricError, one_line
 from apnet2_tts_plugin.network.discriminators import multi_period, multi_resolution
 from apnet2_tts_plugin.network.generator import Generator, Prediction
 from apnet2_tts_plugin.network.spectra import LogMel
@@ -98,21 +98,21 @@ class Apnet2(BaseVocoder):
             Waveform (B, 1, (T - 1) * hop_length) in float32; silence behind the end of each item.
 
         Raises:
-            ValueError: if the input's shape or type is not as above.
+            DataError: if the input's shape or type is not as above.
         """
         name, n_inputs = self.config.input_features, self.config.n_inputs
         if mel.dim() != 3 or mel.shape[1] != n_inputs:
-            raise ValueError(f"{name} of shape {tuple(mel.shape)}, expected (batch, {n_inputs}, frames)")
+            raise DataError(f"{name} of shape {tuple(mel.shape)}, expected (batch, {n_inputs}, frames)")
         if not mel.is_floating_point():
-            raise ValueError(f"{name} of type {mel.dtype}, expected floating numbers")
+            raise DataError(f"{name} of type {mel.dtype}, expected floating numbers")
         shortest = mel.shape[2] if lengths is None else int(lengths.min())
         if shortest < 2:
             hop_length = self.config.audio.hop_length
-            raise ValueError(
+            raise DataError(
                 f"{name} of {shortest} frames, expected at least 2: T frames give (T - 1) * {hop_length} samples"
             )
         if lengths is not None and (lengths.shape != mel.shape[:1] or lengths.max() > mel.shape[2]):
-            raise ValueError(f"lengths {lengths.tolist()}, expected {mel.shape[0]} numbers of 2 to {mel.shape[2]}")
+            raise DataError(f"lengths {lengths.tolist()}, expected {mel.shape[0]} numbers of 2 to {mel.shape[2]}")
         dtype = next(self.generator.parameters()).dtype
         return self.generator.inference(mel.to(dtype), lengths)[:, None]
 
@@ -129,7 +129,7 @@ class Apnet2(BaseVocoder):
             makes of it.
 
         Raises:
-            ValueError: if the recording is not as above, or the model vocodes latents.
+            DataError: if the recording is not as above or not finite, or the model vocodes latents.
 
         Example:
 
@@ -139,11 +139,13 @@ class Apnet2(BaseVocoder):
         """
         audio = self.config.audio
         if self.config.input_features != "mel":
-            raise ValueError("copy_synthesis: the model vocodes the latents of a VITS, expected one that vocodes mels")
-        waveform = torch.as_tensor(waveform)
+            raise DataError("copy_synthesis: the model vocodes the latents of a VITS, expected one that vocodes mels")
+        waveform = torch.as_tensor(waveform if torch.is_tensor(waveform) else np.ascontiguousarray(waveform))
         if waveform.dim() != 1 or not len(waveform) or not waveform.is_floating_point():
             shape = tuple(waveform.shape)
-            raise ValueError(f"waveform of shape {shape} and type {waveform.dtype}, expected floating (samples,)")
+            raise DataError(f"waveform of shape {shape} and type {waveform.dtype}, expected floating (samples,)")
+        if not waveform.isfinite().all():
+            raise DataError("waveform with NaN or infinite samples, expected finite ones")
         waveform = waveform.float().to(self.device)
         waveform = torchaudio.functional.resample(waveform, sample_rate, audio.sample_rate)
         # The analysis reflects half an FFT at the edges, and whole hops are vocoded.
@@ -346,26 +348,41 @@ class Apnet2(BaseVocoder):
         return [nn.Identity(), nn.Identity()]
 
     def get_optimizer(self) -> list[torch.optim.Optimizer]:
-        """Optimizers of the discriminators, which are made now, and of the generator, in this order."""
+        """Optimizers of the discriminators, which are made now, and of the generator, in this order.
+
+        Raises:
+            ConfigError: if there is no such optimizer, or it has no such arguments.
+        """
         self.add_discriminators()
         config = self.config
         discriminators = [*self.mpd.parameters(), *self.mrd.parameters()]
         name, params = config.optimizer, config.optimizer_params
-        return [
-            get_optimizer(name, params, config.lr_disc, parameters=discriminators),
-            get_optimizer(name, params, config.lr_gen, self.generator),
-        ]
+        try:
+            return [
+                get_optimizer(name, params, config.lr_disc, parameters=discriminators),
+                get_optimizer(name, params, config.lr_gen, self.generator),
+            ]
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"optimizer: {name!r} with {params}, expected one of torch.optim ({one_line(error)})"
+            ) from error
 
     def get_lr(self) -> list[float]:
         """Initial learning rates in the order of the optimizers."""
         return [self.config.lr_disc, self.config.lr_gen]
 
     def get_scheduler(self, optimizer: list[torch.optim.Optimizer]) -> list[torch.optim.lr_scheduler.LRScheduler]:
-        """Schedules in the order of the optimizers."""
-        config = self.config
-        return [
-            get_scheduler(
-                config.lr_scheduler_disc, config.lr_scheduler_disc_params, optimizer[DISCRIMINATOR_OPTIMIZER]
-            ),
-            get_scheduler(config.lr_scheduler_gen, config.lr_scheduler_gen_params, optimizer[GENERATOR_OPTIMIZER]),
-        ]
+        """Schedules in the order of the optimizers.
+
+        Raises:
+            ConfigError: if there is no such schedule, or it has no such arguments.
+        """
+        schedules = []
+        for kind, of in zip(("disc", "gen"), optimizer, strict=True):
+            name, params = self.config[f"lr_scheduler_{kind}"], self.config[f"lr_scheduler_{kind}_params"]
+            try:
+                schedules.append(get_scheduler(name, params, of))
+            except (AttributeError, TypeError, ValueError) as error:
+                expected = f"one of torch.optim.lr_scheduler ({one_line(error)})"
+                raise ConfigError(f"lr_scheduler_{kind}: {name!r} with {params}, expected {expected}") from error
+        return schedules

@@ -1,23 +1,21 @@
-"""What the recipes share: arguments, the settings of a run, and how mistakes end it."""
+"""What the recipes share: arguments, the settings of a run, the run itself, and how mistakes end it."""
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer import TrainerArgs
+from trainer import Trainer, TrainerArgs
 
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import Apnet2Error, ConfigError
 from apnet2_tts_plugin.loader import read_config
+from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.training import distributed
 from apnet2_tts_plugin.weights.find import CONFIG_NAME
-
-OFFICIAL_EPOCH = 809  # updates of an epoch of the official training: 12,950 files of LJSpeech in batches of 16
-OFFICIAL_DECAY = 0.999  # of the learning rate in such an epoch
 
 
 @dataclass
@@ -31,6 +29,7 @@ class RecipeArgs(TrainerArgs):
         default=50, metadata={"help": "Recordings held out, the last by name. Defaults to 50."}
     )
     steps: int = field(default=1_000_000, metadata={"help": "Training steps. Defaults to 1000000."})
+    lr: float = field(default=2e-4, metadata={"help": "Learning rate at the start. Defaults to 0.0002."})
     num_loader_workers: int = field(default=4, metadata={"help": "Processes that read audio, per GPU. Defaults to 4."})
     mixed_precision: bool = field(default=False, metadata={"help": "Compute in bfloat16 where it does no harm."})
     allow_tf32: bool = field(default=False, metadata={"help": "Let matrix products round to TF32."})
@@ -61,9 +60,6 @@ def parse_args(args: Args, description: str, recipe: Path, data_path: Path, argv
 def run_settings(args: RecipeArgs, n_files: int) -> dict[str, Any]:
     """Settings of a new run, for `Apnet2Config`.
 
-    The learning rates fall per update as in the official training, whatever the number of processes, the batch size and
-    the accumulation: after n updates they are OFFICIAL_DECAY ** (n / OFFICIAL_EPOCH) of what they were.
-
     Args:
         args: The recipe's arguments.
         n_files: Number of recordings, the held-out ones included.
@@ -76,16 +72,14 @@ def run_settings(args: RecipeArgs, n_files: int) -> dict[str, Any]:
             raise ConfigError(f"--{name}: {getattr(args, name)}, expected at least 1")
     n_train = max(n_files - args.eval_split_size, 1)
     steps_per_epoch = -(-n_train // (args.batch_size * args.grad_accum_steps * distributed.n_launched(args)))
-    schedule = {"gamma": OFFICIAL_DECAY ** (1 / OFFICIAL_EPOCH)}
     return {
         "output_path": args.output_path,
         "data_path": args.data_path,
         "batch_size": args.batch_size,
         "eval_split_size": args.eval_split_size,
         "epochs": -(-args.steps // steps_per_epoch),
-        "scheduler_after_epoch": False,
-        "lr_scheduler_gen_params": schedule,
-        "lr_scheduler_disc_params": schedule,
+        "lr_gen": args.lr,
+        "lr_disc": args.lr,
         "num_loader_workers": args.num_loader_workers,
         "mixed_precision": args.mixed_precision,
         "allow_tf32": args.allow_tf32,
@@ -98,13 +92,20 @@ def run_settings(args: RecipeArgs, n_files: int) -> dict[str, Any]:
     }
 
 
-def interrupted_config(args: RecipeArgs) -> Apnet2Config | None:
-    """The configuration of the run that `--continue_path` names; None without it.
+def train(args: Args, make_config: Callable[[Args], Apnet2Config], advice: str) -> None:
+    """Train until the steps are done; mistakes end it in a line.
 
-    Raises:
-        ModelError: if it cannot be used.
+    Args:
+        args: The recipe's arguments.
+        make_config: The configuration of a new run; an interrupted one (`--continue_path`) goes on with its own.
+        advice: A second line below mistakes.
     """
-    return read_config(Path(args.continue_path, CONFIG_NAME)) if args.continue_path else None
+    with mistakes_in_one_line(advice):
+        distributed.adopt_launcher(args)
+        config = read_config(Path(args.continue_path, CONFIG_NAME)) if args.continue_path else make_config(args)
+        model = Apnet2(config)  # which finds the files itself
+        trainer = Trainer(args, config, output_path=config.output_path, model=model, parse_command_line_args=False)
+    trainer.fit()
 
 
 @contextmanager

@@ -111,8 +111,7 @@ def vocode_file(model: Apnet2, path: Path, resample: bool = True) -> Tensor:
                 f"{' or '.join(FEATURE_SUFFIXES)} file of shape ({model.config.n_inputs}, frames)"
             )
         else:
-            sample_rate = model.config.audio.sample_rate
-            waveform = model.copy_synthesis(read_recording(path, sample_rate, resample), sample_rate)
+            waveform = model.copy_synthesis(*read_recording(path, model.config.audio.sample_rate, resample))
     except RuntimeError as error:  # on a processor torch has no class of its own for it
         if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
             raise
@@ -120,15 +119,15 @@ def vocode_file(model: Apnet2, path: Path, resample: bool = True) -> Tensor:
     waveform = waveform.flatten().cpu()
     if not waveform.isfinite().all():
         hint = "; is this a natural-log mel (ln)?" if model.config.input_features == "mel" else ""
-        raise DataError(f"{path}: the model's answer has NaN or infinite samples{hint}")
+        raise DataError(f"{path}: the model's output has NaN or infinite samples{hint}")
     peak = waveform.abs().max().item()
     if peak > 1:
         logger.warning("%s: the output is clipped, its peak was %.2f", path, peak)
     return waveform.clamp(-1, 1)
 
 
-def read_recording(path: Path, sample_rate: int, resample: bool = True) -> Tensor:
-    """A recording as (N,) in float32 at `sample_rate` Hz, channels mixed down.
+def read_recording(path: Path, sample_rate: int, resample: bool = True) -> tuple[np.ndarray, int]:
+    """A recording as (N,) in float32, channels mixed down, and its sample rate; for a model of `sample_rate`.
 
     Raises:
         DataError: if it cannot be read, is empty, has NaN, or has another sample rate and `resample` is not set.
@@ -141,7 +140,7 @@ def read_recording(path: Path, sample_rate: int, resample: bool = True) -> Tenso
             if not resample:
                 raise DataError(f"{path}: has {found.samplerate} Hz, expected the model's {sample_rate} Hz")
             logger.warning("%s: resampled from %d to %d Hz", path, found.samplerate, sample_rate)
-        return torch.from_numpy(audio.read_audio(path, sample_rate))
+        return audio.read_audio(path, found.samplerate), found.samplerate
     except soundfile.LibsndfileError as error:
         raise DataError(f"{path}: not a readable WAV or FLAC file ({error.error_string})") from error
 

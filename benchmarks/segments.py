@@ -15,8 +15,8 @@ from tqdm import tqdm
 from apnet2_tts_plugin.audio import find_audio, read_audio
 from apnet2_tts_plugin.errors import Apnet2Error
 from apnet2_tts_plugin.loader import load_model
-from apnet2_tts_plugin.metrics import DB_PER_NEPER
 from apnet2_tts_plugin.model import Apnet2
+from apnet2_tts_plugin.network.spectra import DB_PER_NEPER
 
 
 def mel_error_db(model: Apnet2, waveform: torch.Tensor, n_samples: int) -> float:

@@ -111,6 +111,7 @@ def our_step(mode: Mode, official: OfficialTraining, sizes: Sizes, waveform: Ten
     trainer = SimpleNamespace(
         optimizer=model.get_optimizer(), use_amp_scaler=False, total_steps_done=0, grad_accum_steps=1
     )
+    trainer.scheduler = model.get_scheduler(trainer.optimizer)
     if mode.compiled:
         for network in (model.generator, model.mpd, model.mrd):
             network.compile()

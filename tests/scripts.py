@@ -39,5 +39,5 @@ def refusal(main: Callable, *arguments: object) -> str:
     with pytest.raises(SystemExit) as end:
         main(list(map(str, arguments)))
     error, advice = end.value.code.split("\n")
-    assert error.startswith("error: ") and "recipes/" in advice
+    assert error.startswith("error: ") and ("recipes/" in advice or "docs/" in advice)
     return error

@@ -185,7 +185,7 @@ def test_bad_input(case, model, apnet2, workplace):
 def test_answer_that_is_not_finite(apnet2, tmp_path, workplace):
     broken = tiny.save(tmp_path / "broken", loudness=1e4)
     status, _, err = apnet2("vocode", an_npy(), "out.wav", "--model", broken)
-    assert status == 1 and "in.npy: the model's answer has NaN or infinite samples" in one_line(err)
+    assert status == 1 and "in.npy: the model's output has NaN or infinite samples" in one_line(err)
     assert files(workplace) == ["in.npy"]
 
 

@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+import tiny
 from TTS.config import load_config
 
 from apnet2_tts_plugin.config import ANALYSIS, UNUSED, Apnet2AudioConfig, Apnet2Config, PredictorConfig
@@ -66,10 +67,22 @@ def test_documented_defaults_are_the_defaults(cls):
         ({"loss_weights": {"mel": 45.0}}, r"loss_weights: \['mel'.*\], expected exactly the terms"),
         (
             {"discriminator_loss_weights": {"mpd": -1.0, "mrd": 0.1}},
-            r"discriminator_loss_weights.mpd: -1.0, expected 0",
+            r"discriminator_loss_weights.mpd: -1.0, expected a number of 0",
         ),
         ({"lr_gen": 0.0}, r"lr_gen: 0.0, expected a number above 0"),
         ({"grad_clip": [5.0]}, r"grad_clip: \[5.0\], expected"),
+        ({"grad_clip": [-1.0, 5.0]}, r"grad_clip: \[-1.0, 5.0\], expected .* each 0 or more"),
+        ({"steps_to_start_discriminator": -5}, "steps_to_start_discriminator: -5, expected 0 or more"),
+        ({"save_step": 0}, "save_step: 0, expected at least 1"),
+        ({"lr_gen": None}, "lr_gen: None, expected a number"),
+        ({"lr_gen": float("nan")}, "lr_gen: nan, expected a number"),
+        ({"audio": {"win_length": None}}, "audio.win_length: None, expected a number"),
+        (
+            {"amplitude_start": "pseudo_inverse", "amplitude": {"channels": 513, "output_kernel_size": 3}},
+            "amplitude.output_kernel_size: 3, expected 7, as it has no effect",
+        ),
+        ({"latent_channels": 96}, "latent_channels: 96, expected 192, as it has no effect"),
+        ({"f0_min": 60.0}, "f0_min: 60.0, expected 50.0, as it has no effect"),
         ({"eval_metrics": ["mos"]}, r"eval_metrics: \['mos'\], expected some of"),
         ({"target_loss": "loss_multi_resolution_stft"}, r"target_loss: 'loss_multi_resolution_stft', expected one of"),
         ({"target_loss": "loss_adversarial_mpd"}, r"target_loss: 'loss_adversarial_mpd', expected one of"),
@@ -83,6 +96,21 @@ def test_nonsense_is_refused(change, message):
         settings[name] = settings[name] | value if name in SECTIONS and value else value
     with pytest.raises(ConfigError, match=message):
         Apnet2Config().from_dict(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "Nope"}, "optimizer: 'Nope' with .*, expected one of torch.optim"),
+        ({"optimizer_params": {"nope": 1}}, "optimizer: 'AdamW' with {'nope': 1}, expected"),
+        ({"lr_scheduler_gen": "Nope"}, "lr_scheduler_gen: 'Nope' with .*, expected one of torch.optim.lr_scheduler"),
+        ({"lr_scheduler_disc_params": {"nope": 1}}, "lr_scheduler_disc: 'ExponentialLR' with {'nope': 1}, expected"),
+    ],
+)
+def test_optimizers_and_schedules_that_torch_does_not_have_are_refused(settings, message):
+    model = tiny.model(**settings)
+    with pytest.raises(ConfigError, match=message):
+        model.get_scheduler(model.get_optimizer())
 
 
 def nested(name: str, value):
@@ -118,7 +146,6 @@ def test_the_target_is_a_loss_that_is_computed():
     ("settings", "n_inputs"),
     [
         ({}, 80),
-        ({"speaker_channels": 256}, 80),
         ({"input_features": "latent"}, 192),
         ({"input_features": "latent", "latent_channels": 96, "speaker_channels": 256}, 352),
     ],

@@ -163,7 +163,7 @@ def test_a_model_of_another_kind_is_refused(given, tmp_path):
         (["--batch_size=0"], "--batch_size: 0, expected at least 1"),
         (["--extraction_batch_size=-1"], "--extraction_batch_size: -1, expected at least 1"),
         (["--num_loader_workers=-1"], "num_loader_workers: -1, expected 0 or more"),
-        (["--lr=-1"], "--lr: -1.0, expected a number above 0"),
+        (["--lr=-1"], "lr_gen: -1.0, expected a number above 0"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(settings, message, given, tmp_path):

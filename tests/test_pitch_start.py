@@ -22,7 +22,7 @@ SIZES = dict(channels=16, hidden_channels=32, blocks=2, output_kernel_size=1, re
 
 def pitch_config(**changes):
     sections = {name: PredictorConfig(**SIZES | changes.pop(name, {})) for name in ("phase", "pitch")}
-    amplitude = PredictorConfig(**SIZES | dict(channels=513, blocks=1))
+    amplitude = PredictorConfig(**SIZES | dict(channels=513, blocks=1, output_kernel_size=7))
     defaults = dict(
         amplitude_start="pseudo_inverse", amplitude=amplitude, phase_start="pitch", consistency_iterations=2
     )
@@ -113,9 +113,16 @@ def test_without_iterations_nothing_changes():
     assert FastGriffinLim(ISTFT(FFT, HOP, FFT), HOP, 0)(spectrum) is spectrum
 
 
-@pytest.mark.parametrize("settings", [{}, {"phase_start": "none"}, {"consistency_iterations": 0}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"consistency_iterations": 0}, {"f0_min": 70.0}], ids=str)
 def test_padded_batches_equal_single_runs(settings):
-    network = model(**settings)
+    check_batches(model(**settings))
+
+
+def test_iterations_serve_the_published_networks_too():
+    check_batches(tiny.model(consistency_iterations=3, pools=True))
+
+
+def check_batches(network):
     mel = torch.randn(3, 80, 40, generator=torch.Generator().manual_seed(1)) - 4
     lengths = torch.tensor([40, 17, 2])
     together = network.inference(mel, lengths)
@@ -164,7 +171,7 @@ def test_silence_and_the_shortest_mels(mel):
 )
 def test_other_rates_and_hops(sample_rate, fft_size, hop_length):
     audio = Apnet2AudioConfig(sample_rate=sample_rate, fft_size=fft_size, win_length=fft_size, hop_length=hop_length)
-    amplitude = PredictorConfig(**SIZES | dict(channels=fft_size // 2 + 1))
+    amplitude = PredictorConfig(**SIZES | dict(channels=fft_size // 2 + 1, output_kernel_size=7))
     settings = pitch_config() | dict(audio=audio, amplitude=amplitude, seq_len=20 * hop_length)
     network = tiny.model(**settings)
     time = torch.arange(sample_rate) / sample_rate

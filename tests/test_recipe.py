@@ -23,7 +23,7 @@ def failing(request, tmp_path, monkeypatch):
         def broken(*args, **kwargs):
             raise error
 
-        monkeypatch.setitem(main.__globals__, "Trainer", broken)
+        monkeypatch.setattr(recipe, "Trainer", broken)
         main(["--data_path", str(corpus), "--output_path", str(tmp_path / "out"), "--eval_split_size", "1"])
 
     return run

@@ -17,6 +17,7 @@ import trainer.trainer
 from small_run import change_config, fit, in_child, make_corpus, make_trainer, small_config, watch
 from torch.utils._pytree import tree_flatten
 
+from apnet2_tts_plugin.config import OFFICIAL_DECAY
 from apnet2_tts_plugin.errors import CheckpointError, ConfigError
 from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.training import session
@@ -260,15 +261,17 @@ def test_what_does_not_fit_is_refused_before_the_first_step(corpus, folder, sett
 
 
 def test_settings_without_effect_on_a_run_that_goes_on_are_named(corpus, folder, caplog):
-    change_config(folder, lr_gen=0.1, lr_scheduler_disc_params={"gamma": 0.5})
+    betas = {"betas": [0.5, 0.9], "weight_decay": 0.01, "fused": True}
+    change_config(folder, lr_gen=0.1, lr_scheduler_disc_params={"gamma": 0.5}, optimizer_params=betas)
     training = go_on(corpus, folder)
     advice = "without effect on a run that goes on; --restore_path starts another one with it"
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warnings == [
-        f"lr_scheduler_disc_params.gamma: 0.5 (it stays 0.999): {advice}",
+        f"optimizer_params.betas: (0.5, 0.9) (it stays (0.8, 0.99)): {advice}",
+        f"lr_scheduler_disc_params.gamma: 0.5 (it stays {OFFICIAL_DECAY}): {advice}",
         f"lr_gen: 0.1 (it stays 0.0002): {advice}",
     ]
-    assert [o.param_groups[0]["lr"] for o in training.optimizer] == pytest.approx([2e-4 * 0.999**2] * 2)
+    assert [o.param_groups[0]["lr"] for o in training.optimizer] == pytest.approx([2e-4 * OFFICIAL_DECAY**6] * 2)
 
 
 @pytest.mark.parametrize(("target", "last"), [("loss_mel", 3), ("loss_real", 6)])

@@ -111,7 +111,7 @@ def test_a_diverged_run_can_be_restored_with_a_lower_rate(diverged, corpus, tmp_
     )
     training.fit()
     (first, restored), (second, _) = seen
-    assert first == second == [2e-5, 1e-5]
+    assert first == pytest.approx([2e-5, 1e-5]) and second == pytest.approx([2e-5, 1e-5], rel=1e-4)
     expected = torch.load(checkpoint, weights_only=True)["model"]
     assert torch.equal(restored, torch.cat([tensor.flatten() for tensor in expected.values()]))
 

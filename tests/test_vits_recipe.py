@@ -120,7 +120,7 @@ def test_a_folder_that_is_a_file_is_named_in_one_line(recipe, given, tmp_path, o
 
 def test_a_vocoder_learns_from_latents(recipe, given):
     args = recipe.parse_args(given)
-    config = recipe.make_config(args, recipe.extract_latents(args))
+    config = recipe.make_config(args)
     config.lr_gen, config.steps_to_start_discriminator = 5e-3, 100
     torch.manual_seed(0)
     model = Apnet2(config)

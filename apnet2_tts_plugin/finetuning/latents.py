@@ -168,7 +168,7 @@ def _read_config(path: Path) -> VitsConfig:
     if speaker_channels(config):
         raise FinetuningError(
             f"{path}: a VITS of several speakers, expected one: who speaks in which file is not known here; "
-            "`latents.encode` takes a speaker"
+            "`finetuning.latents.encode` takes a speaker"
         )
     config.use_phonemes = False
     args = config.model_args

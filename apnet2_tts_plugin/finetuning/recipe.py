@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from trainer import Trainer
 from TTS.tts.configs.shared_configs import BaseDatasetConfig, BaseTTSConfig
 from TTS.tts.datasets import load_tts_samples
 
@@ -62,18 +61,6 @@ class FinetuningArgs(recipe.RecipeArgs):
 def parse_args(description: str, folder: Path, argv: list[str] | None = None) -> FinetuningArgs:
     """Read the command line of the recipe in `folder`."""
     return recipe.parse_args(FinetuningArgs(), description, folder, folder.parent / "LJSpeech-1.1", argv)
-
-
-def check_args(args: FinetuningArgs) -> None:
-    """Refuse values that cannot work.
-
-    Raises:
-        FinetuningError: with the argument, its value and what is allowed.
-    """
-    if args.extraction_batch_size < 1:
-        raise FinetuningError(f"--extraction_batch_size: {args.extraction_batch_size}, expected at least 1")
-    if not 0 < args.lr < float("inf"):
-        raise FinetuningError(f"--lr: {args.lr}, expected a number above 0")
 
 
 def vocoder_config(restore_path: str) -> Apnet2Config:
@@ -157,11 +144,13 @@ def make_config(args: FinetuningArgs, source: Apnet2Config, run_name: str, recor
         DataError: if there are too few recordings.
         ConfigError: if a setting makes no sense.
     """
+    if args.extraction_batch_size < 1:
+        raise FinetuningError(f"--extraction_batch_size: {args.extraction_batch_size}, expected at least 1")
     split(recordings, args.eval_split_size)
     features = Path(args.output_path, EXTRACTED)
     settings = {name: source[name] for name in INHERITED} | recipe.run_settings(args, len(recordings))
     settings |= {"data_path": str(features / "wavs"), "feature_path": str(features / "mels")}
-    return Apnet2Config(run_name=run_name, lr_gen=args.lr, lr_disc=args.lr, **settings)
+    return Apnet2Config(run_name=run_name, **settings)
 
 
 def finetune(args: FinetuningArgs, models: tuple[str, ...], run_name: str) -> None:
@@ -172,18 +161,14 @@ def finetune(args: FinetuningArgs, models: tuple[str, ...], run_name: str) -> No
         models: coqui's names of the acoustic models that the recipe is for.
         run_name: Name of its runs.
     """
-    with recipe.mistakes_in_one_line("recipes/ljspeech/README.md tells how to fine-tune, and what it needs."):
-        distributed.adopt_launcher(args)
-        config = recipe.interrupted_config(args)  # an interrupted run has all of its mels
-        if config is None:
-            check_args(args)
-            source, samples = vocoder_config(args.restore_path), ljspeech_samples(args.data_path)
-            config = make_config(args, source, run_name, recordings_of(args, samples))
-            model = Apnet2(config)
-            model.add_discriminators()
-            restore(model, args.restore_path)  # what cannot be restored is known before the hours of mels
-            extract_mels(args, models, config, samples)
-        trainer = Trainer(
-            args, config, output_path=config.output_path, model=Apnet2(config), parse_command_line_args=False
-        )
-    trainer.fit()
+
+    def new_config(args: FinetuningArgs) -> Apnet2Config:
+        source, samples = vocoder_config(args.restore_path), ljspeech_samples(args.data_path)
+        config = make_config(args, source, run_name, recordings_of(args, samples))
+        model = Apnet2(config)
+        model.add_discriminators()
+        restore(model, args.restore_path)  # what cannot be restored is known before the hours of mels
+        extract_mels(args, models, config, samples)
+        return config
+
+    recipe.train(args, new_config, "docs/finetuning.md tells how to fine-tune, and what it needs.")

@@ -1,6 +1,6 @@
 """ConvNeXt v2 blocks over frames (arXiv 2301.00808), and the stack of them that all predictors share.
 
-Parameter names are those of the official checkpoints after `official.NAMES`.
+Parameter names are those of the official checkpoints after `weights.official.NAMES`.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """The generator: amplitude and phase spectra from a mel, or a latent, by ConvNeXt v2 blocks, then one inverse STFT.
 
 APNet2 (arXiv 2311.11545), section 2; the pseudo-inverse start of the amplitude is FreeV's (arXiv 2406.08196). Parameter
-names are those of the official checkpoints after `official.NAMES`.
+names are those of the official checkpoints after `weights.official.NAMES`.
 """
 
 from typing import NamedTuple

@@ -4,6 +4,8 @@ Waveforms are (B, N) with N samples, spectra (B, n_bins, T) with n_bins = n_fft 
 frames (frames are centred, the edges reflected). Logarithms are natural.
 """
 
+import math
+
 import librosa
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 MEL_FLOOR = 1e-5
 AMPLITUDE_FLOOR = 1e-5
+DB_PER_NEPER = 20 / math.log(10)  # logarithms are natural
 
 
 def mel_basis(sample_rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float | None) -> np.ndarray:

@@ -5,7 +5,6 @@ Errors are mean absolute differences of log-mels in dB, over all bands and frame
 
 import copy
 import functools
-import math
 from contextlib import suppress
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from TTS.config import BaseAudioConfig
 from TTS.utils.audio import AudioProcessor
 
+from apnet2_tts_plugin.network.spectra import DB_PER_NEPER
 from apnet2_tts_plugin.pairing.convert import Pairing, analyse
 from apnet2_tts_plugin.pairing.plan import LINEAR, WAVEFORM, Plan, Verdict, top_frequency
 
@@ -30,7 +30,6 @@ NORMALISATION = (
     "do_amp_to_db_mel",
     "do_amp_to_db_linear",
 )
-DB_PER_NEPER = 20 * math.log10(math.e)
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """APNet2 as the decoder of a VITS (arXiv 2106.06103): from the latent to the waveform, without a mel in between.
 
-Frame i of a VITS is centred at sample (i + 1/2) * hop_length, and T frames belong to T * hop_length samples. Ours are
-centred at i * hop_length, and T frames belong to (T - 1) * hop_length samples. So the last frame of a latent is taken
-twice, in training as in use; the half hop between the two is a shift that the convolutions learn.
+Frame i of a VITS is centred at sample (i + 1/2) * hop_length, and T frames belong to T * hop_length samples. Those of
+APNet2 are centred at i * hop_length, and T frames belong to (T - 1) * hop_length samples. So the last frame of a latent
+is taken twice, in training as in use; the half hop between the two is a shift that the convolutions learn.
 """
 
 import copy

@@ -33,8 +33,8 @@ class NonFiniteGuard:
         if self.skipped > self.limit:
             message = (
                 f"{what}; {self.skipped} steps in a row, more than max_skipped_steps ({self.limit}): the run has "
-                "diverged. Start from its last checkpoint by --restore_path with a lower lr_gen and lr_disc, or go on "
-                "by --continue_path with grad_clip in the run's config.json"
+                "diverged. Start from its last checkpoint by --restore_path with a lower learning rate (--lr of a "
+                "recipe, lr_gen and lr_disc of a configuration), or go on by --continue_path with grad_clip set in it"
             )
             logger.error(message)
             raise DivergedError(message)

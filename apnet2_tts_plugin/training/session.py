@@ -16,13 +16,12 @@ from trainer.generic_utils import KeepAverage
 from trainer.io import save_model
 
 from apnet2_tts_plugin.config import EVAL_METRICS
-from apnet2_tts_plugin.errors import CheckpointError, ConfigError, LaunchError
+from apnet2_tts_plugin.errors import CheckpointError, ConfigError, LaunchError, one_line
 from apnet2_tts_plugin.files import write_atomically
 from apnet2_tts_plugin.training import distributed
 from apnet2_tts_plugin.training.progress import ProgressBar
 from apnet2_tts_plugin.training.signals import StopSignals
 from apnet2_tts_plugin.training.state import (
-    ineffective_settings,
     newest_checkpoint,
     numbered_files,
     restore_states,
@@ -102,7 +101,7 @@ class Session:
         trainer, run = self.trainer, content.get("run")
         if run is None:
             raise CheckpointError(f"{self.checkpoint}: holds no run to go on with; start from it by --restore_path")
-        restore_states(self.model, trainer, content, self.checkpoint)
+        ineffective = restore_states(self.model, trainer, content, self.checkpoint)
         trainer.epochs_done = content["epoch"]
         trainer.best_loss = content.get("model_loss") or trainer.best_loss
         trainer._restore_best_loss = lambda: None  # it would read the file again
@@ -112,7 +111,7 @@ class Session:
         self.averages = (run["averages"], run["averaged"])
         set_rng_states(run["rng"])
         logger.info("Going on from %s", self.checkpoint)
-        for setting in ineffective_settings(trainer):
+        for setting in ineffective:
             logger.warning(
                 "%s: without effect on a run that goes on; --restore_path starts another one with it", setting
             )
@@ -307,7 +306,7 @@ def write_or_log(path: Path, write: Callable[[Path], Any]) -> bool:
         logger.error(
             "Not saved: %s (%s); training goes on with the files saved before: make room for the next one",
             path,
-            str(cause).partition("\n")[0],
+            one_line(cause),
         )
         return False
     return True

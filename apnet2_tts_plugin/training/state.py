@@ -41,7 +41,7 @@ def newest_checkpoint(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: no checkpoint that could be read, expected checkpoint_<steps>.pth")
 
 
-def restore_states(model: nn.Module, trainer: Trainer, content: dict[str, Any], path: Path) -> None:
+def restore_states(model: nn.Module, trainer: Trainer, content: dict[str, Any], path: Path) -> list[str]:
     """Load networks, optimizers, schedules and gradient scaler of a checkpoint, if all of them fit.
 
     Args:
@@ -49,6 +49,9 @@ def restore_states(model: nn.Module, trainer: Trainer, content: dict[str, Any], 
         trainer: Its Trainer.
         content: What the checkpoint at `path` holds.
         path: For the messages.
+
+    Returns:
+        Settings that have no effect, because the checkpoint has other values of them.
 
     Raises:
         CheckpointError: if anything is missing or does not fit; the networks are as they were then.
@@ -61,18 +64,22 @@ def restore_states(model: nn.Module, trainer: Trainer, content: dict[str, Any], 
             )
     state = checkpoints.model_state(content, path)
     checkpoints.check_fit(model, state, path, "is the run's config.json another?")
+    if trainer.use_amp_scaler and not content.get("scaler"):
+        raise CheckpointError(f"{path}: made without a gradient scaler, expected one with precision 'fp16'")
     try:
+        ineffective = ineffective_settings(trainer, content)
         # copies, because an optimizer would keep the file's own, mapped tensors
         for optimizer, saved in zip(trainer.optimizer, copy.deepcopy(content["optimizer"]), strict=True):
             optimizer.load_state_dict(saved)
             _check_shapes(optimizer)
         for schedule, saved in zip(trainer.scheduler, content["scheduler"], strict=True):
             schedule.load_state_dict(saved)
-        if trainer.use_amp_scaler and content.get("scaler"):
+        if trainer.use_amp_scaler:
             trainer.scaler.load_state_dict(content["scaler"])
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its optimizers or schedules do not fit ({one_line(error)})") from error
     model.load_state_dict(state)
+    return ineffective
 
 
 def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
@@ -82,19 +89,17 @@ def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
                 raise ValueError(f"{name} of shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
 
 
-def ineffective_settings(trainer: Trainer) -> list[str]:
-    """Settings of the configuration that a run that goes on has other values of, from its checkpoint."""
-    config, found = trainer.config, []
+def ineffective_settings(trainer: Trainer, content: dict[str, Any]) -> list[str]:
+    """Settings of the configuration that a checkpoint has other values of; to be asked before its states are loaded."""
+    found = {}
     names = (("lr_disc", "lr_scheduler_disc_params"), ("lr_gen", "lr_scheduler_gen_params"))
-    for (rate, params), optimizer, schedule in zip(names, trainer.optimizer, trainer.scheduler, strict=True):
-        initial = optimizer.param_groups[0].get("initial_lr", config[rate])
-        if initial != config[rate]:
-            found.append(f"{rate}: {config[rate]} (it stays {initial})")
-        state = schedule.state_dict()
-        for name, value in config[params].items():
-            if name in state and state[name] != value:
-                found.append(f"{params}.{name}: {value} (it stays {state[name]})")
-    return found
+    for i, (rate, params) in enumerate(names):
+        own, saved = trainer.optimizer[i].param_groups[0], content["optimizer"][i]["param_groups"][0]
+        found[rate] = own["initial_lr"], saved.get("initial_lr")
+        found |= {f"optimizer_params.{name}": (own[name], saved.get(name)) for name in trainer.config.optimizer_params}
+        own, saved = trainer.scheduler[i].state_dict(), content["scheduler"][i]
+        found |= {f"{params}.{name}": (own[name], saved.get(name)) for name in trainer.config[params] if name in own}
+    return [f"{name}: {value} (it stays {kept})" for name, (value, kept) in found.items() if value != kept]
 
 
 def _steps(path: Path) -> int:

@@ -7,12 +7,9 @@ python recipes/flite/apnet2/train_apnet2.py
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer import Trainer
-
 from apnet2_tts_plugin import recipe
 from apnet2_tts_plugin.audio import find_audio
 from apnet2_tts_plugin.config import LOSS_WEIGHTS, Apnet2Config, PredictorConfig
-from apnet2_tts_plugin.model import Apnet2
 
 HERE = Path(__file__).parent
 
@@ -42,7 +39,7 @@ def make_config(args: Args) -> Apnet2Config:
     settings = recipe.run_settings(args, len(find_audio(args.data_path)))
     settings |= dict(num_eval_loader_workers=0, print_step=50, plot_step=50, log_model_step=1000, save_step=500)
     # down to a twentieth of the learning rate at the end
-    settings |= dict(lr_gen=args.lr, lr_scheduler_gen_params={"gamma": 0.05 ** (1 / args.steps)}, save_n_checkpoints=2)
+    settings |= dict(lr_scheduler_gen_params={"gamma": 0.05 ** (1 / args.steps)}, save_n_checkpoints=2)
 
     # Most of the phase is noise to so small a model, and its losses are noise to the rest: ask instead for amplitudes
     # that the inverse STFT leaves as they are, which the discriminators would do otherwise.
@@ -65,18 +62,9 @@ def make_config(args: Args) -> Apnet2Config:
 
 def main(argv: list[str] | None = None) -> None:
     """Train until the steps are done."""
-    args = parse_args(argv)
-    with recipe.mistakes_in_one_line("Make the corpus by recipes/flite/make_corpus.py, or name it by --data_path."):
-        # an interrupted run goes on with its own configuration
-        config = recipe.interrupted_config(args) or make_config(args)
-
-        # init the model and the trainer; the model finds the files
-        trainer = Trainer(
-            args, config, output_path=config.output_path, model=Apnet2(config), parse_command_line_args=False
-        )
-
-    # and go
-    trainer.fit()
+    recipe.train(
+        parse_args(argv), make_config, "Make the corpus by recipes/flite/make_corpus.py, or name it by --data_path."
+    )
 
 
 if __name__ == "__main__":

@@ -6,13 +6,9 @@ python recipes/ljspeech/apnet2/train_apnet2.py --data_path LJSpeech-1.1/wavs
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer import Trainer
-
 from apnet2_tts_plugin import recipe
 from apnet2_tts_plugin.audio import find_audio
 from apnet2_tts_plugin.config import Apnet2Config
-from apnet2_tts_plugin.model import Apnet2
-from apnet2_tts_plugin.training import distributed
 
 HERE = Path(__file__).parent
 
@@ -42,20 +38,9 @@ def make_config(args: Args) -> Apnet2Config:
 
 def main(argv: list[str] | None = None) -> None:
     """Train until the steps are done."""
-    args = parse_args(argv)
-    with recipe.mistakes_in_one_line("recipes/ljspeech/README.md tells how to get LJSpeech, and how to resume."):
-        distributed.adopt_launcher(args)
-
-        # an interrupted run goes on with its own configuration
-        config = recipe.interrupted_config(args) or make_config(args)
-
-        # init the model and the trainer; the model finds the files
-        trainer = Trainer(
-            args, config, output_path=config.output_path, model=Apnet2(config), parse_command_line_args=False
-        )
-
-    # and go
-    trainer.fit()
+    recipe.train(
+        parse_args(argv), make_config, "recipes/ljspeech/README.md tells how to get LJSpeech, and how to resume."
+    )
 
 
 if __name__ == "__main__":

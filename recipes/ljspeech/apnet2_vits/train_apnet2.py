@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from trainer import Trainer
 from TTS.tts.configs.vits_config import VitsConfig
 
 from apnet2_tts_plugin import recipe
@@ -15,7 +14,6 @@ from apnet2_tts_plugin.audio import find_audio
 from apnet2_tts_plugin.config import Apnet2AudioConfig, Apnet2Config
 from apnet2_tts_plugin.errors import FinetuningError
 from apnet2_tts_plugin.finetuning import latents
-from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.pairing.vits import latent_hop
 from apnet2_tts_plugin.training import distributed
 from apnet2_tts_plugin.training.corpus import usable
@@ -49,8 +47,9 @@ def extract_latents(args: Args) -> VitsConfig:
     return vits.config
 
 
-def make_config(args: Args, vits: VitsConfig) -> Apnet2Config:
+def make_config(args: Args) -> Apnet2Config:
     """The configuration of a new run: the analysis of the VITS; all that is not set here is the official setting."""
+    vits = extract_latents(args)
     hop_length = latent_hop(vits)
     return Apnet2Config(
         run_name="apnet2_vits_ljspeech",
@@ -71,20 +70,7 @@ def make_config(args: Args, vits: VitsConfig) -> Apnet2Config:
 
 def main(argv: list[str] | None = None) -> None:
     """Extract the latents, then train until the steps are done."""
-    args = parse_args(argv)
-    with recipe.mistakes_in_one_line("recipes/ljspeech/README.md tells what is needed, and how to resume."):
-        distributed.adopt_launcher(args)
-
-        # an interrupted run goes on with its own configuration, and has its latents
-        config = recipe.interrupted_config(args) or make_config(args, extract_latents(args))
-
-        # init the model and the trainer; the model finds the files
-        trainer = Trainer(
-            args, config, output_path=config.output_path, model=Apnet2(config), parse_command_line_args=False
-        )
-
-    # and go
-    trainer.fit()
+    recipe.train(parse_args(argv), make_config, "docs/finetuning.md tells what is needed, and how to resume.")
 
 
 if __name__ == "__main__":

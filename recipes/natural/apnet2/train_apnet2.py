@@ -7,12 +7,9 @@ python recipes/natural/apnet2/train_apnet2.py
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer import Trainer
-
 from apnet2_tts_plugin import recipe
 from apnet2_tts_plugin.audio import find_audio
 from apnet2_tts_plugin.config import LOSS_WEIGHTS, Apnet2Config, PredictorConfig
-from apnet2_tts_plugin.model import Apnet2
 
 HERE = Path(__file__).parent
 
@@ -39,15 +36,15 @@ def parse_args(argv: list[str] | None = None) -> Args:
     return recipe.parse_args(Args(), "Train a small APNet2 on natural synthetic voices.", HERE, wavs, argv)
 
 
-def predictor(channels: int, hidden_channels: int, blocks: int, look_ahead: int) -> PredictorConfig:
+def predictor(channels: int, hidden_channels: int, blocks: int, **sizes: int) -> PredictorConfig:
     """Sizes of a predictor that can be streamed: no layer pools over the sentence, and few frames ahead are seen."""
     return PredictorConfig(
         channels=channels,
         hidden_channels=hidden_channels,
         blocks=blocks,
-        output_kernel_size=1,
         response_norm="none",
-        look_ahead=look_ahead,
+        look_ahead=4,
+        **sizes,
     )
 
 
@@ -67,33 +64,23 @@ def make_config(args: Args) -> Apnet2Config:
         seq_len=args.seq_len,
         # four frames ahead, three for each of two iterations, two for the inverse STFT: twelve in all
         amplitude_start="pseudo_inverse",
-        amplitude=predictor(513, 512, 2, look_ahead=4),
+        amplitude=predictor(513, 512, 2),
         phase_start="pitch",
-        phase=predictor(192, 384, 3, look_ahead=4),
-        pitch=predictor(160, 320, 4, look_ahead=4),
+        phase=predictor(192, 384, 3, output_kernel_size=1),
+        pitch=predictor(160, 320, 4, output_kernel_size=1),
         consistency_iterations=2,
         loss_weights=LOSS_WEIGHTS | phase_terms | other_terms,
         # no discriminators: they would take most of the time
         steps_to_start_discriminator=10**9,
-        lr_gen=args.lr,
         **settings | schedule,
     )
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train until the steps are done."""
-    args = parse_args(argv)
-    with recipe.mistakes_in_one_line("Make the corpus by recipes/natural/make_corpus.py, or name it by --data_path."):
-        # an interrupted run goes on with its own configuration
-        config = recipe.interrupted_config(args) or make_config(args)
-
-        # init the model and the trainer; the model finds the files, and their pitch
-        trainer = Trainer(
-            args, config, output_path=config.output_path, model=Apnet2(config), parse_command_line_args=False
-        )
-
-    # and go
-    trainer.fit()
+    recipe.train(
+        parse_args(argv), make_config, "Make the corpus by recipes/natural/make_corpus.py, or name it by --data_path."
+    )
 
 
 if __name__ == "__main__":
