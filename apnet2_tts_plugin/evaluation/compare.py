@@ -139,7 +139,7 @@ def compare(recordings: list[Recording], task: Task, jobs: int) -> Comparison:
     if not evaluated:
         raise DataError(f"none of {len(done)} files could be evaluated")
     threads = 1 if jobs > 1 else torch.get_num_threads()
-    conditions = f"one run per file on {task.device}, {jobs} process(es) at a time, {threads} thread(s) each"
+    conditions = f"one run per file on {task.device}; processes: {jobs}, threads in each: {threads}"
     skipped = [scores for scores in done if scores.error]
     return Comparison(task.systems, metrics, evaluated, skipped, task.sample_rate, conditions)
 

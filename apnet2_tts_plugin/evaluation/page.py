@@ -6,7 +6,6 @@ from pathlib import Path
 
 import soundfile
 
-from apnet2_tts_plugin import __version__
 from apnet2_tts_plugin.evaluation import pictures
 from apnet2_tts_plugin.evaluation.compare import Comparison, Scores
 from apnet2_tts_plugin.evaluation.summary import Column, Summary, columns, summarise
@@ -19,7 +18,8 @@ p { max-width: 60em; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .8em 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-th:first-child, td:first-child, td.text { text-align: left; }
+th:first-child, td:first-child, .text { text-align: left; }
+.files { font-size: .8em; } .files th, .files td { padding: .25em .5em; } .files th { white-space: normal; }
 th { background: #f4f4f4; } td.best { font-weight: bold; } td.text { color: #666; }
 td.better { background: #e2f3e2; } td.worse { background: #fbe5e1; }
 .panels { display: grid; grid-template-columns: 1fr 1fr; gap: .6em 2.2em; align-items: start; }
@@ -53,8 +53,7 @@ def html_text(comparison: Comparison, shown: int) -> str:
         f"<title>Vocoders on {len(ranked)} recordings</title><style>{STYLE}</style></head><body>",
         f"<h1>Vocoders on {len(ranked)} recordings</h1>",
         f"<p>{seconds:.1f} s of audio, compared at {comparison.sample_rate} Hz. Each vocoder got the mel of every "
-        "recording, or its waveforms were there already; all figures are means over the recordings. "
-        f"apnet2-tts-plugin {__version__}.</p>",
+        "recording, or its waveforms were there already; the figures are means over all recordings.</p>",
         _means(comparison, summary, heads),
         _differences(comparison, summary, heads),
         _skipped(comparison),
@@ -134,7 +133,7 @@ def _all_files(comparison: Comparison, ranked: list[Scores], heads: list[Column]
             name = scores.recording.name if number == 0 else ""
             cells = [_cell(head.shown(scores.values[system][head.name])) for head in heads]
             rows.append([_cell(name), _cell(system, "text"), *cells])
-    return _table(["File", "Vocoder", *(head.title for head in heads)], rows)
+    return _table(["File", "Vocoder", *(head.title for head in heads)], rows, "files")
 
 
 def _file(scores: Scores, comparison: Comparison, heads: list[Column], drawing: pictures.Spectrograms) -> str:
@@ -151,7 +150,7 @@ def _file(scores: Scores, comparison: Comparison, heads: list[Column], drawing: 
         facts = ", ".join(f"{head.title} {head.shown(values[head.name])}" for head in heads[:2])
         image = pictures.spectrogram(decibels, loudest)
         panels.append(_panel(f"{system}: {facts}", image, ticks, scores.waveforms[system]))
-        panels.append(_panel(f"{system} - recording", pictures.difference(decibels, reference, loudest), ticks))
+        panels.append(_panel(f"{system} minus recording", pictures.difference(decibels, reference, loudest), ticks))
     return f'<h2>{_escaped(scores.recording.name)}</h2><div class="panels">{"".join(panels)}</div>'
 
 
@@ -165,10 +164,10 @@ def _panel(title: str, png: str, ticks: list[tuple[str, float]], waveform: Path 
     return f"<figure><figcaption>{_escaped(title)}</figcaption>{image}{player}</figure>"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def _table(head: list[str], rows: list[list[str]], kind: str = "") -> str:
     heads = "".join(f"<th>{_escaped(cell)}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="wide {kind}"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _cell(text: str, kind: str = "") -> str:

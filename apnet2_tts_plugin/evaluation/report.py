@@ -7,7 +7,6 @@ import math
 import os
 from pathlib import Path
 
-from apnet2_tts_plugin import __version__
 from apnet2_tts_plugin.errors import OutputError
 from apnet2_tts_plugin.evaluation import page
 from apnet2_tts_plugin.evaluation.compare import SPEED, Comparison
@@ -77,7 +76,6 @@ def json_text(comparison: Comparison) -> str:
         for system, row in summary.differences.items()
     }
     content = {
-        "version": __version__,
         "files": len(comparison.scores),
         "seconds": sum(scores.seconds for scores in comparison.scores),
         "sample_rate": comparison.sample_rate,
