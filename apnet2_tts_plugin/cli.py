@@ -14,8 +14,9 @@ from apnet2_tts_plugin import __version__
 from apnet2_tts_plugin.errors import Apnet2Error, PairingError
 
 DESCRIPTION = """\
-The APNet2 neural vocoder on the command line: vocode files, bring in official
-weights, and keep models under names that coqui-tts finds too."""
+The APNet2 neural vocoder on the command line: vocode files, compare
+vocoders, bring in official weights, and keep models under names that coqui-tts
+finds too."""
 
 EPILOG = """\
 example:

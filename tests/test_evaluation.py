@@ -177,14 +177,15 @@ def test_last_of_each_folder(recordings, quick, apnet2):
 
 @pytest.mark.slow
 def test_processes_give_the_same(model, recordings, apnet2, capsys):
-    """All metrics, in one process and in two."""
+    """All metrics, in one process and in two, but not the speed: nobody saw how long the copies took."""
     a_file("rec/damaged.wav")
     rows = []
     for jobs in (1, 2):
         command = ("evaluate", "rec", "--system", "wavs:noisy", "--jobs", jobs, "--out", f"report{jobs}")
         assert apnet2(*command)[0] == 1
         rows.append(list(csv.DictReader(Path(f"report{jobs}/files.csv").open())))
-    assert len(rows[0]) == 2 and rows[0] == rows[1] and all(rows[0][0].values())
+    assert len(rows[0]) == 2 and rows[0] == rows[1]
+    assert [name for name, value in rows[0][0].items() if not value] == ["times_real_time"]
 
 
 def test_the_interval_covers_a_known_difference():
