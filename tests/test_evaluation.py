@@ -1,7 +1,9 @@
 """`apnet2 evaluate`: systems, statistics and reports, and that each mistake gets one line."""
 
+import base64
 import csv
 import html.parser
+import io
 import json
 import shutil
 import sys
@@ -16,10 +18,11 @@ import tiny
 import torch
 from command_line import RATE, a_file, one_line
 from golden_weights import golden_waveform
+from PIL import Image
 
 from apnet2_tts_plugin.audio import read_audio
 from apnet2_tts_plugin.errors import DataError, ModelError
-from apnet2_tts_plugin.evaluation import statistics, systems
+from apnet2_tts_plugin.evaluation import pictures, statistics, systems
 from apnet2_tts_plugin.evaluation.systems import Copy, Recording
 from apnet2_tts_plugin.metrics import table
 
@@ -256,3 +259,23 @@ def test_copies_are_brought_to_the_recording(workplace):
     for bad in (recording[:-3000], np.full_like(recording, np.nan)):
         with pytest.raises(DataError):
             systems.aligned(Copy(bad, RATE, None), recording, RATE)
+
+
+def test_pictures_show_where_and_how_loud():
+    """A tone of 2 kHz is a bright line at its tick; made softer, that line is blue, and the rest is white."""
+    drawing = pictures.Spectrograms(RATE)
+    tone = np.sin(2 * np.pi * 2000 * np.arange(RATE) / RATE)
+    loud, soft = drawing.decibels(tone), drawing.decibels(0.1 * tone)
+    image = pixels(pictures.spectrogram(loud, loud.max()))
+    assert image.shape == (128, loud.shape[1], 3)
+    brightest = image.sum(axis=(1, 2)).argmax()
+    assert 1 - (brightest + 0.5) / 128 == pytest.approx(dict(drawing.ticks())["2 kHz"], abs=0.01)
+    change = pixels(pictures.difference(soft, loud, loud.max()))
+    red, green, blue = change[brightest, 40]
+    assert blue > red + 50
+    assert change[5, 40].min() > 240
+    assert [name for name, _ in drawing.ticks()] == ["0.5 kHz", "1 kHz", "2 kHz", "4 kHz", "8 kHz"]
+
+
+def pixels(png):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")).astype(int)

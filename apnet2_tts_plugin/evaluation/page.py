@@ -20,6 +20,7 @@ table { border-collapse: collapse; margin: .8em 0; font-variant-numeric: tabular
 th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
 th:first-child, td:first-child, .text { text-align: left; }
 .files { font-size: .8em; } .files th, .files td { padding: .25em .5em; } .files th { white-space: normal; }
+.files th:nth-child(2) { text-align: left; }
 th { background: #f4f4f4; } td.best { font-weight: bold; } td.text { color: #666; }
 td.better { background: #e2f3e2; } td.worse { background: #fbe5e1; }
 .panels { display: grid; grid-template-columns: 1fr 1fr; gap: .6em 2.2em; align-items: start; }
