@@ -26,6 +26,7 @@ from apnet2_tts_plugin.vocode import read_recording
 logger = logging.getLogger(__name__)
 
 SHORTEST = 0.25  # seconds; below it most metrics say nothing
+FEWEST = 2048  # samples, of the longest analysis
 SPEED = "times_real_time"  # seconds of audio per second, beside the metrics
 
 
@@ -153,11 +154,14 @@ def _all_scores(recordings: list[Recording], task: Task, jobs: int) -> Iterator[
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, _start_process, (task,)) as pool:
         try:
-            yield from pool.map(_scores_of_process, recordings)
+            futures = [pool.submit(_scores_of_process, recording) for recording in recordings]
+            for future in futures:
+                yield future.result()
         except BrokenProcessPool as error:
             raise DataError("a process ended unexpectedly, perhaps for want of memory; try fewer --jobs") from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:  # such as Ctrl-C: to cancel what is waiting makes Python 3.11 complain
+            for process in multiprocessing.active_children():
+                process.terminate()
             raise
 
 
@@ -202,8 +206,9 @@ class Worker:
         recording, rate = scores.recording, self.task.sample_rate
         reference = read_recording(recording.path, rate, resample=True).numpy()
         scores.seconds = len(reference) / rate
-        if scores.seconds < SHORTEST:
-            raise DataError(f"{recording.path}: has {scores.seconds:.2f} s, expected at least {SHORTEST} s")
+        shortest = max(SHORTEST, FEWEST / rate)
+        if scores.seconds < shortest:
+            raise DataError(f"{recording.path}: has {scores.seconds:.2f} s, expected at least {shortest:g} s")
         scores.waveforms[""] = self._keep(reference)
         for words, system in self.systems.items():
             try:

@@ -193,13 +193,17 @@ class CoquiVocoder:
             raise ModelError(f"{path}: cannot be loaded ({type(error).__name__}: {one_line(error)})") from error
         self.device = device
 
-    @torch.inference_mode()
+    @torch.no_grad()  # WaveRNN fails in inference mode
     def __call__(self, recording: Recording) -> Copy:
         rate, hop_length = self.ap.sample_rate, self.ap.hop_length
         waveform = read_recording(recording.path, rate, resample=True)
         mel = torch.from_numpy(self.ap.melspectrogram(waveform.numpy()).astype(np.float32))[None].to(self.device)
+        torch.manual_seed(0)  # some begin with noise
         start = time.perf_counter()
-        copy = torch.as_tensor(self.model.inference(mel)).flatten().cpu()
+        try:
+            copy = torch.as_tensor(self.model.inference(mel)).flatten().cpu()
+        except Exception as error:  # coqui-tts raises almost anything
+            raise DataError(f"cannot be vocoded ({type(error).__name__}: {one_line(error)})") from error
         seconds = time.perf_counter() - start
         # Some repeat the first and last frames before they vocode, and leave what these became at both ends.
         repeated = max(len(copy) - mel.shape[2] * hop_length, 0) // 2
