@@ -15,7 +15,7 @@ from tqdm import tqdm
 from apnet2_tts_plugin.audio import find_audio, read_audio
 from apnet2_tts_plugin.errors import Apnet2Error
 from apnet2_tts_plugin.loader import load_model
-from apnet2_tts_plugin.metrics import DB_PER_NEPER
+from apnet2_tts_plugin.metrics.spectral import DB_PER_NEPER
 from apnet2_tts_plugin.model import Apnet2
 
 

@@ -5,6 +5,7 @@ import csv
 import html.parser
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -121,8 +122,9 @@ def snr(name):
 
 
 def test_what_cannot_be_used_is_named_and_skipped(recordings, quick, apnet2):
-    """Unreadable, too short, without a copy, with NaN, or with a copy of another length."""
+    """Unreadable, too short, without a copy, with NaN, with a copy of another length, or with a name in Latin-1."""
     a_file("rec/damaged.wav")
+    a_file(os.fsdecode(b"rec/M\xfcller.wav"))
     soundfile.write("rec/short.wav", np.zeros(1000), RATE)
     for name, copy in (("lonely", None), ("nan", np.full(9600, np.nan)), ("long", np.zeros(16000))):
         soundfile.write(f"rec/{name}.wav", golden_waveform(9600, seed=5), 16000)
@@ -130,16 +132,17 @@ def test_what_cannot_be_used_is_named_and_skipped(recordings, quick, apnet2):
             soundfile.write(f"noisy/{name}.wav", copy, 16000, subtype="FLOAT")
     status, out, err = apnet2("evaluate", "rec", "--system", "wavs:noisy", "--out", "report", "--show", 1)
     lines = dict.fromkeys(err.replace(NO_SPEECHMOS, "").splitlines())
-    damaged, lonely, long, nan, short, end = lines
-    assert status == 1 and out.startswith("2 files, ") and end == "apnet2: 5 of 7 files could not be evaluated"
+    name, damaged, lonely, long, nan, short, end = lines
+    assert status == 1 and out.startswith("2 files, ") and end == "apnet2: 6 of 8 files could not be evaluated"
     assert damaged.startswith("apnet2: rec/damaged.wav: not a readable WAV or FLAC file")
     assert lonely == "apnet2: rec/lonely.wav: skipped, wavs:noisy: noisy/lonely: no .wav or .flac file of this name"
     assert "rec/long.wav: skipped, wavs:noisy: 1.00 s, the recording has 0.60 s; they must not differ" in long
     assert "noisy/nan.wav: has NaN or infinite samples" in nan
     assert short == "apnet2: rec/short.wav: has 0.05 s, expected at least 0.25 s"
+    assert "its name is not UTF-8" in name
     page = Page(Path("report/report.html").read_text())
-    assert page.tags.count("audio") == 2 and page.tags.count("li") == 5
-    assert len(json.loads(Path("report/summary.json").read_text())["skipped"]) == 5
+    assert page.tags.count("audio") == 2 and page.tags.count("li") == 6
+    assert len(json.loads(Path("report/summary.json").read_text())["skipped"]) == 6
 
 
 def test_a_metric_without_an_answer_leaves_a_gap(workplace, quick, apnet2):

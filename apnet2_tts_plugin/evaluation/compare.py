@@ -115,6 +115,11 @@ def find_recordings(sources: list[str], last: int | None = None) -> list[Recordi
     return recordings
 
 
+def readable(path: Path) -> str:
+    """A path that can be written as UTF-8, whatever bytes its name has."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 def compare(recordings: list[Recording], task: Task, jobs: int) -> Comparison:
     """Evaluate all systems on all recordings; a file that one of them cannot do is named in the log and left out.
 
@@ -200,6 +205,8 @@ class Worker:
             self._evaluate(scores)
         except DataError as error:
             scores.error = str(error)
+        except UnicodeEncodeError:  # by libsndfile's wrapper
+            scores.error = f"{readable(recording.path)}: cannot be read, its name is not UTF-8; give it another"
         return scores
 
     def _evaluate(self, scores: Scores) -> None:

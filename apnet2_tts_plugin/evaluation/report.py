@@ -4,12 +4,11 @@ import csv
 import io
 import json
 import math
-import os
 from pathlib import Path
 
 from apnet2_tts_plugin.errors import OutputError
 from apnet2_tts_plugin.evaluation import page
-from apnet2_tts_plugin.evaluation.compare import SPEED, Comparison
+from apnet2_tts_plugin.evaluation.compare import SPEED, Comparison, readable
 from apnet2_tts_plugin.evaluation.summary import columns, summarise
 from apnet2_tts_plugin.files import write_text
 
@@ -104,11 +103,6 @@ def table(comparison: Comparison) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "\n".join([f"{len(comparison.scores)} files, {seconds:.1f} s of audio", *lines])
-
-
-def readable(path: Path) -> str:
-    """A path that can be written as UTF-8, whatever bytes its name has."""
-    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _finite(value: float | None) -> float | None:
