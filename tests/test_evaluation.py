@@ -29,6 +29,7 @@ from apnet2_tts_plugin.metrics import table
 
 workplace, model, apnet2 = command_line.workplace, command_line.model, command_line.apnet2  # fixtures
 
+NAMES = ("a.wav", "sub/b.flac")
 NO_SPEECHMOS = (
     "apnet2: speechmos is not installed: pip install apnet2-tts-plugin[eval] (left out: DNSMOS overall, PLCMOS)\n"
 )
@@ -88,7 +89,7 @@ def test_reports(model, recordings, quick, apnet2):
     rows = list(csv.DictReader((report / "files.csv").open()))
     assert list(rows[0]) == ["file", "system", "seconds", *names, "times_real_time"]
     assert [(row["file"], row["system"]) for row in rows] == [
-        (f"rec/{name}", system) for name in ("a.wav", "sub/b.flac") for system in chosen
+        (f"rec/{name}", system) for name in NAMES for system in chosen
     ]
     assert all(float(row["times_real_time"]) > 0 for row in rows if not row["system"].startswith("wavs:"))
     assert float(rows[3]["snr_db"]) == np.inf and float(rows[3]["pesq_wb"]) == pytest.approx(4.64, abs=0.01)
@@ -112,7 +113,9 @@ def test_reports(model, recordings, quick, apnet2):
     assert all(source.startswith("data:") for source in page.loaded)
     assert "http:" not in text and "https:" not in text and "url(" not in text and "@import" not in text
     assert set(page.tags) & {"script", "link", "iframe"} == set()
-    assert {"a.wav", "sub/b.flac", *chosen} <= set(page.words)
+    assert {*NAMES, *chosen} <= set(page.words)
+    pesq = {name: np.mean([float(row["pesq_wb"]) for row in rows if row["file"] == f"rec/{name}"]) for name in NAMES}
+    assert [word for word in page.words if word in NAMES] == 2 * sorted(NAMES, key=pesq.get)  # worst first
 
 
 def snr(name):

@@ -114,7 +114,10 @@ class OurVocoder:
         waveform = read_recording(recording.path, settings.sample_rate, resample=True)
         mel = self.model.log_mel(whole_hops(waveform, settings).to(self.model.device)[None])
         start = time.perf_counter()
-        copy = self.model.inference(mel).flatten().cpu()
+        try:
+            copy = self.model.inference(mel).flatten().cpu()
+        except RuntimeError as error:  # a recording too long for the memory
+            raise DataError(f"cannot be vocoded ({one_line(error)})") from error
         seconds = time.perf_counter() - start
         return Copy(copy[: len(waveform)].numpy(), settings.sample_rate, seconds)
 
