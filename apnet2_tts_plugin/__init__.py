@@ -16,8 +16,9 @@ Example:
     torch.Size([22050])
 
 The rooms, from what users call down to what everything rests on: `cli`, `_boot` (when coqui-tts is changed) and
-`_host` (what is changed in it); `finetuning`, `recipe`, `vocode`, `loader`; `pairing`; `model`; `training`; `weights`,
-`metrics`; `network`; `audio`, `config`; `files`, `errors`. Each imports from those behind it only.
+`_host` (what is changed in it); `finetuning`, `recipe`, `evaluation`, `vocode`, `loader`; `pairing`; `model`;
+`training`; `weights`, `metrics`; `network`; `audio`, `config`; `files`, `errors`. Each imports from
+those behind it only.
 """
 
 from apnet2_tts_plugin import _boot

@@ -4,16 +4,19 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from apnet2_tts_plugin import __version__
 from apnet2_tts_plugin.errors import Apnet2Error, PairingError
 
 DESCRIPTION = """\
-The APNet2 neural vocoder on the command line: vocode files, bring in official
-weights, and keep models under names that coqui-tts finds too."""
+The APNet2 neural vocoder on the command line: vocode files, compare
+vocoders, bring in official weights, and keep models under names that coqui-tts
+finds too."""
 
 EPILOG = """\
 example:
@@ -46,6 +49,32 @@ VOCODE_EXAMPLES = """\
 examples:
   apnet2 vocode recording.wav vocoded.wav
   apnet2 vocode mels/ wavs/ --model my_model --device cuda
+"""
+
+EVALUATE = """\
+Compare vocoders on recordings: each gets the mel of every recording, and what it
+makes of it is compared with the recording. RECORDINGS are .wav and .flac files
+and folders of them. A vocoder, --system, is one of:
+
+  NAME_OR_DIR            an APNet2: a name from `apnet2 list`, or a folder
+  coqui:CONFIG_OR_DIR    any vocoder of coqui-tts: its config.json, with the
+                         weights beside it, or that folder
+  griffin_lim:ITERATIONS librosa's Griffin-Lim, from APNet2's mel
+  wavs:DIR               .wav or .flac files that something else made, with the
+                         names of the recordings; the recordings' own folder
+                         shows what is the best that a metric can give
+
+OUT gets report.html (tables, spectrograms and players, with nothing to load from
+elsewhere), files.csv (every file and vocoder) and summary.json (means, and
+differences to the first vocoder with 95 % bootstrap intervals). A file that
+cannot be read or vocoded is named and skipped, and the exit status is 1 at the
+end. A metric whose package is missing is left out; the extra `eval` has them all."""
+
+EVALUATE_EXAMPLES = """\
+examples:
+  apnet2 evaluate recordings/ --out report
+  apnet2 evaluate recordings/ --system apnet2 --system griffin_lim:60 \\
+      --system coqui:hifigan/config.json --system wavs:others/ --out report
 """
 
 IMPORT = """\
@@ -149,6 +178,32 @@ def _parser() -> Parser:
         help="iterations of fast Griffin-Lim behind the model's phase, with its amplitude (as the model says)",
     )
 
+    evaluate = add("evaluate", _evaluate, "compare vocoders on recordings", EVALUATE, EVALUATE_EXAMPLES)
+    evaluate.add_argument("recordings", metavar="RECORDINGS", nargs="+", help=".wav or .flac files, or folders of them")
+    evaluate.add_argument(
+        "--system", metavar="VOCODER", action="append", help="a vocoder, may be given several times (apnet2)"
+    )
+    evaluate.add_argument("--out", metavar="OUT", required=True, help="folder to write to")
+    evaluate.add_argument("--last", type=_positive, metavar="N", help="only the last N files of each folder by path")
+    evaluate.add_argument(
+        "--jobs",
+        type=_positive,
+        metavar="N",
+        default=1,
+        help="processes to share the files, each with one thread (%(default)s)",
+    )
+    evaluate.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (%(default)s)")
+    evaluate.add_argument(
+        "--rate", type=_positive, metavar="HZ", default=22050, help="sample rate to compare at (%(default)s)"
+    )
+    evaluate.add_argument(
+        "--show",
+        type=_positive,
+        metavar="N",
+        default=20,
+        help="how many of the worst files to show and play (%(default)s)",
+    )
+
     pair = add("pair", _pair, "say how well an acoustic model goes with a vocoder", PAIR, PAIR_EXAMPLES)
     pair.add_argument(
         "--tts",
@@ -195,6 +250,12 @@ def _natural_number(text: str) -> int:
 _AsWritten = argparse.RawDescriptionHelpFormatter
 
 
+def _positive(argument: str) -> int:
+    if not argument.isdecimal() or int(argument) < 1:
+        raise argparse.ArgumentTypeError(f"{argument}, expected a number of at least 1")
+    return int(argument)
+
+
 def _vocode(arguments: argparse.Namespace) -> int:
     from apnet2_tts_plugin import loader, vocode
 
@@ -205,6 +266,24 @@ def _vocode(arguments: argparse.Namespace) -> int:
     if failures and len(pairs) > 1:
         _fail(f"{failures} of {len(pairs)} files could not be vocoded")
     return 1 if failures else 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from apnet2_tts_plugin.evaluation import compare, report
+
+    systems = tuple(dict.fromkeys(arguments.system or ["apnet2"]))
+    recordings = compare.find_recordings(arguments.recordings, arguments.last)
+    out = report.prepare(arguments.out)
+    with tempfile.TemporaryDirectory(prefix="apnet2-") as waveforms:
+        task = compare.Task(systems, arguments.device, arguments.rate, Path(waveforms))
+        comparison = compare.compare(recordings, task, arguments.jobs)
+        written = report.write(comparison, out, arguments.show)
+    print(report.table(comparison))
+    for path in written:
+        print(f"wrote {path}")
+    if comparison.skipped:
+        return _fail(f"{len(comparison.skipped)} of {len(recordings)} files could not be evaluated")
+    return 0
 
 
 def _pair(arguments: argparse.Namespace) -> int:

@@ -15,9 +15,9 @@ from trainer.logging import BaseDashboardLogger
 from trainer.trainer_utils import get_optimizer, get_scheduler
 from TTS.vocoder.models.base_vocoder import BaseVocoder
 
-from apnet2_tts_plugin import metrics
 from apnet2_tts_plugin.config import MAX_ITERATIONS, Apnet2Config
 from apnet2_tts_plugin.errors import ConfigError, DataError, MetricError, one_line
+from apnet2_tts_plugin.metrics import speech
 from apnet2_tts_plugin.network.discriminators import multi_period, multi_resolution
 from apnet2_tts_plugin.network.generator import Generator, Prediction
 from apnet2_tts_plugin.network.spectra import LogMel
@@ -246,14 +246,14 @@ class Apnet2(BaseVocoder):
 
     def _speech_metrics(self, target: Tensor, generated: Tensor) -> dict[str, float]:
         """The metrics of `eval_metrics` that are installed, as far as the file has enough speech for them."""
-        names = metrics.installed(self.config.eval_metrics)
+        names = speech.installed(self.config.eval_metrics)
         if not generated.isfinite().all():
             return dict.fromkeys(names, float("nan"))
         waveforms = [waveform.cpu().numpy() for waveform in (target, generated)]
         values = {}
         for name in names:
             with suppress(MetricError):
-                values[name] = metrics.SPEECH_METRICS[name](*waveforms, self.config.audio.sample_rate)
+                values[name] = speech.SPEECH_METRICS[name](*waveforms, self.config.audio.sample_rate)
         return values
 
     def train_log(
@@ -295,7 +295,7 @@ class Apnet2(BaseVocoder):
             DataError: if there is nothing to train on, or to evaluate.
             MissingPackageError: if the best model is to be picked by a metric that cannot be had.
         """
-        metrics.require(self.config.target_loss)
+        speech.require(self.config.target_loss)
         if trainer.train_loader is None:
             trainer.train_loader = trainer.get_train_dataloader(trainer.train_samples)
         if trainer.eval_loader is None and self.config.run_eval and distributed.rank() == 0:

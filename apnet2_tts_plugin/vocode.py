@@ -111,7 +111,13 @@ def vocode_file(model: Apnet2, path: Path, resample: bool = True) -> Tensor:
                 f"{' or '.join(FEATURE_SUFFIXES)} file of shape ({model.config.n_inputs}, frames)"
             )
         else:
-            waveform = model.copy_synthesis(*read_recording(path, model.config.audio.sample_rate, resample))
+            recording, rate = read_recording(path)
+            needed = model.config.audio.sample_rate
+            if rate != needed and not resample:
+                raise DataError(f"{path}: has {rate} Hz, expected the model's {needed} Hz")
+            if rate != needed:
+                logger.warning("%s: resampled from %d to %d Hz", path, rate, needed)
+            waveform = model.copy_synthesis(recording, rate)
     except RuntimeError as error:  # on a processor torch has no class of its own for it
         if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
             raise
@@ -126,20 +132,16 @@ def vocode_file(model: Apnet2, path: Path, resample: bool = True) -> Tensor:
     return waveform.clamp(-1, 1)
 
 
-def read_recording(path: Path, sample_rate: int, resample: bool = True) -> tuple[np.ndarray, int]:
-    """A recording as (N,) in float32, channels mixed down, and its sample rate; for a model of `sample_rate`.
+def read_recording(path: Path) -> tuple[np.ndarray, int]:
+    """A recording as (N,) in float32, channels mixed down, and its sample rate in Hz.
 
     Raises:
-        DataError: if it cannot be read, is empty, has NaN, or has another sample rate and `resample` is not set.
+        DataError: if it cannot be read, is empty, or has NaN.
     """
     try:
         found = soundfile.info(path)
         if not 0 < found.frames < audio.UNKNOWN_LENGTH:
             raise DataError(f"{path}: has no samples, or does not tell how many; writing it anew helps")
-        if found.samplerate != sample_rate:
-            if not resample:
-                raise DataError(f"{path}: has {found.samplerate} Hz, expected the model's {sample_rate} Hz")
-            logger.warning("%s: resampled from %d to %d Hz", path, found.samplerate, sample_rate)
         return audio.read_audio(path, found.samplerate), found.samplerate
     except soundfile.LibsndfileError as error:
         raise DataError(f"{path}: not a readable WAV or FLAC file ({error.error_string})") from error

@@ -17,14 +17,14 @@ from types import SimpleNamespace
 import numpy as np
 import soxr
 import torch
-from quality import positive, speech_scores
 from tqdm import tqdm
 from TTS.config import BaseAudioConfig
 from TTS.utils.audio import AudioProcessor
 
 from apnet2_tts_plugin.audio import find_audio, read_audio
-from apnet2_tts_plugin.errors import Apnet2Error
+from apnet2_tts_plugin.errors import Apnet2Error, MetricError
 from apnet2_tts_plugin.loader import load_model
+from apnet2_tts_plugin.metrics import speech
 from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.pairing.convert import Pairing, pair_configs
 from apnet2_tts_plugin.pairing.error import DB_PER_NEPER, mean_error_db
@@ -69,6 +69,13 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def positive(argument: str) -> int:
+    """A number of at least 1."""
+    if int(argument) < 1:
+        raise argparse.ArgumentTypeError(f"{argument}, expected at least 1")
+    return int(argument)
+
+
 def measure(model: Apnet2, title: str, paths: list[Path]) -> str:
     """The row of one set of settings: means over the recordings."""
     audio = BaseAudioConfig(**SETTINGS[title])
@@ -88,10 +95,14 @@ def score(model: Apnet2, pairing: Pairing, path: Path) -> tuple[float, float, fl
     mel = pairing.vocoder_input(analyse(theirs).T)
     own = model.log_mel(torch.from_numpy(recording)[None])
     n_frames = min(mel.shape[2], own.shape[2])
-    error = DB_PER_NEPER * (mel[..., :n_frames] - own[..., :n_frames]).abs().mean().item()
+    mel_error = DB_PER_NEPER * (mel[..., :n_frames] - own[..., :n_frames]).abs().mean().item()
     copy = model.inference(mel)[0, 0].numpy()
     n_samples = min(len(copy), len(recording))
-    return error, *speech_scores(path, recording[:n_samples], copy[:n_samples], rate)
+    waveforms = recording[:n_samples], copy[:n_samples]
+    try:
+        return mel_error, speech.stoi(*waveforms, rate), speech.pesq_wb(*waveforms, rate)
+    except MetricError as error:
+        raise MetricError(f"{path}: {error}") from error
 
 
 if __name__ == "__main__":

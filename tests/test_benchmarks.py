@@ -41,27 +41,6 @@ def inference(monkeypatch):
     return scripts.load(scripts.BENCHMARKS / "inference.py", monkeypatch)
 
 
-@pytest.mark.slow
-def test_quality_compares_a_model_with_griffin_lim(tmp_path, recordings, benchmark):
-    model = tiny.save(tmp_path / "model")
-    audio = ("--audio", recordings, "--audio", f"again={recordings}")
-    printed = benchmark("quality", "--model", model, *audio)
-    header, ours, griffin_lim, *again = cells(printed)
-    assert header == ["System", "STOI", "PESQ-WB", "Mel error"]
-    assert [ours[0], griffin_lim[0]] == [f"APNet2 `{model}`", "Griffin-Lim, 60 iterations"]
-    assert again == [header, ours, griffin_lim]
-    assert "voice: 1 files, 1.0 s of audio" in printed and "again: 1 files, 1.0 s of audio" in printed
-    assert float(griffin_lim[3].split()[0]) < float(ours[3].split()[0])  # random weights do worse than Griffin-Lim
-
-
-@pytest.mark.slow
-def test_quality_says_in_one_line_what_is_wrong(tmp_path, recordings, benchmark):
-    soundfile.write(recordings / "b.wav", golden_waveform(16000, seed=1)[:2000], 16000)
-    with pytest.raises(SystemExit) as end:
-        benchmark("quality", "--model", tiny.save(tmp_path / "model"), "--audio", recordings, "--last", 1)
-    assert end.value.code.startswith(f"quality.py: {recordings / 'b.wav'}: STOI needs") and "\n" not in end.value.code
-
-
 def test_pairing_has_a_row_for_each_setting(tmp_path, recordings, monkeypatch, capsys):
     pairing = scripts.load(scripts.BENCHMARKS / "pairing.py", monkeypatch)
     titles = ["the vocoder's own", "Tacotron: linear, normalised, clipped", "24 kHz, hop 300, window 1200, FFT 2048"]

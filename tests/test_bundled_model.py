@@ -6,7 +6,7 @@ import soundfile
 import torch
 
 from apnet2_tts_plugin import load_model
-from apnet2_tts_plugin.metrics import mel_error_db
+from apnet2_tts_plugin.metrics.spectral import mel_error_db
 from apnet2_tts_plugin.model import Apnet2
 
 SAMPLE = Path(__file__).parents[1] / "recipes" / "flite" / "sample.wav"

@@ -14,8 +14,8 @@ import torch
 from small_run import change_config, fit, make_batch, make_corpus, make_trainer, small_config, stub_trainer, watch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from apnet2_tts_plugin import metrics
 from apnet2_tts_plugin.errors import ConfigError, DataError, DivergedError, MissingPackageError
+from apnet2_tts_plugin.metrics import speech
 from apnet2_tts_plugin.training import progress
 from apnet2_tts_plugin.training.guard import NonFiniteGuard
 from apnet2_tts_plugin.training.state import newest_checkpoint
@@ -215,7 +215,7 @@ def test_evaluation_reports_what_is_installed(corpus, tmp_path, monkeypatch):
     values = fit(small_config(corpus, tmp_path, **settings)).keep_avg_eval.avg_values
     assert 1 < values["avg_pesq"] < 4.7 and -1 < values["avg_stoi"] < 1 and values["avg_loss_mel"] > 0
 
-    monkeypatch.setattr(metrics, "PACKAGES", {"pesq": "no_such_package", "stoi": "no_such_package"})
+    monkeypatch.setattr(speech, "PACKAGES", {"pesq": "no_such_package", "stoi": "no_such_package"})
     training = fit(small_config(corpus, tmp_path, run_name="without", **settings))
     assert not {"avg_pesq", "avg_stoi"} & set(training.keep_avg_eval.avg_values)
     with pytest.raises(MissingPackageError, match=r"pip install apnet2-tts-plugin\[eval\]"):
