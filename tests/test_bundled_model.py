@@ -9,7 +9,7 @@ from apnet2_tts_plugin import load_model
 from apnet2_tts_plugin.metrics.spectral import mel_error_db
 from apnet2_tts_plugin.model import Apnet2
 
-SAMPLE = Path(__file__).parents[1] / "recipes" / "flite" / "sample.wav"
+SAMPLE = Path(__file__).parents[1] / "recipes" / "ljspeech" / "sample.flac"
 
 
 def test_it_gives_back_a_recording(tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ def test_scripts_exist_and_take_these_arguments(document, command):
 
 def test_the_two_commands_of_the_newcomer_come_first():
     assert re.findall(r"^```sh\n(.*?)\n```", README, re.DOTALL | re.MULTILINE)[:2] == [
-        "pip install . && apnet2 vocode recipes/flite/sample.wav hello.wav",
+        "pip install . && apnet2 vocode recipes/ljspeech/sample.flac hello.wav",
         "pip install '.[dev]' && pytest",
     ]
 

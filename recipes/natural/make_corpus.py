@@ -35,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 SAMPLE_RATE = 22050
 HELD_OUT = 20
 DEFAULT_VOICES = """
-    joe af_heart am_onyx bm_lewis bf_emma am_michael am_puck
+    af_heart am_onyx bm_lewis bf_emma am_michael am_puck
     af_bella bm_fable am_adam ff_siwis am_fenrir jm_kumo
     af_sarah am_echo im_nicola bf_isabella bm_george em_alex
     af_nicole am_onyx+bm_lewis am_michael+bm_fable af_aoede am_adam+am_echo jf_gongitsune
