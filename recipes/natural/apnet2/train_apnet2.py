@@ -62,13 +62,13 @@ def make_config(args: Args) -> Apnet2Config:
     return Apnet2Config(
         run_name="apnet2_natural",
         seq_len=args.seq_len,
-        # four frames ahead, three for each of two iterations, two for the inverse STFT: twelve in all
+        # four frames ahead, three for an iteration, two for the inverse STFT: nine in all
         amplitude_start="pseudo_inverse",
         amplitude=predictor(513, 512, 2),
         phase_start="pitch",
         phase=predictor(192, 384, 3, output_kernel_size=1),
         pitch=predictor(160, 320, 4, output_kernel_size=1),
-        consistency_iterations=2,
+        consistency_iterations=1,
         loss_weights=LOSS_WEIGHTS | phase_terms | other_terms,
         # no discriminators: they would take most of the time
         steps_to_start_discriminator=10**9,
