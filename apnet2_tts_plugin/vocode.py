@@ -15,6 +15,7 @@ from apnet2_tts_plugin import audio
 from apnet2_tts_plugin.errors import DataError, OutputError, one_line
 from apnet2_tts_plugin.files import write_atomically
 from apnet2_tts_plugin.model import Apnet2
+from apnet2_tts_plugin.pairing.framing import vocode_hifigan_frames
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +69,14 @@ def _folder_pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def vocode_files(model: Apnet2, pairs: list[tuple[Path, Path]], resample: bool = True) -> int:
+def vocode_files(model: Apnet2, pairs: list[tuple[Path, Path]], resample: bool = True, framing: str = "centred") -> int:
     """Vocode files one by one; those that cannot be vocoded are named in the log and left out.
 
     Args:
         model: A model from `loader.load_model`.
         pairs: What `input_output_pairs` gives.
         resample: Convert recordings of other sample rates instead of refusing them.
+        framing: Where the frames of mels in files lie: "centred", or as `pairing.framing` says of "hifigan".
 
     Returns:
         The number of files left out.
@@ -85,7 +87,7 @@ def vocode_files(model: Apnet2, pairs: list[tuple[Path, Path]], resample: bool =
     failures = 0
     for source, target in tqdm(pairs, unit="file", disable=None if len(pairs) > 1 else True):
         try:
-            waveform = vocode_file(model, source, resample)
+            waveform = vocode_file(model, source, resample, framing)
         except DataError as error:
             logger.error("%s", error)
             failures += 1
@@ -94,17 +96,19 @@ def vocode_files(model: Apnet2, pairs: list[tuple[Path, Path]], resample: bool =
     return failures
 
 
-def vocode_file(model: Apnet2, path: Path, resample: bool = True) -> Tensor:
+def vocode_file(model: Apnet2, path: Path, resample: bool = True, framing: str = "centred") -> Tensor:
     """What the model makes of one file: (N,) in float32 on the CPU, within [-1, 1].
 
-    N is that of a recording (after resampling), and (T - 1) * hop_length for a mel or latent of T frames.
+    N is that of a recording (after resampling), and (T - 1) * hop_length for a mel or latent of T frames, or
+    T * hop_length for a mel with HiFi-GAN's framing.
 
     Raises:
         DataError: if the file cannot be read, or is not what the model takes.
     """
     try:
         if path.suffix.lower() in FEATURE_SUFFIXES:
-            waveform = model.inference(read_features(path, model.config.n_inputs).to(model.device))
+            features = read_features(path, model.config.n_inputs).to(model.device)
+            waveform = model.inference(features) if framing == "centred" else vocode_hifigan_frames(model, features)
         elif model.config.input_features == "latent":
             raise DataError(
                 f"{path}: is a recording, but this model vocodes latents of a VITS; expected a "
