@@ -1,6 +1,7 @@
 """APNet2 as a coqui vocoder: what the Synthesizer and the Trainer call."""
 
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -21,6 +22,7 @@ from apnet2_tts_plugin.metrics import speech
 from apnet2_tts_plugin.network.discriminators import multi_period, multi_resolution
 from apnet2_tts_plugin.network.generator import Generator, Prediction
 from apnet2_tts_plugin.network.spectra import LogMel
+from apnet2_tts_plugin.network.streaming import open_stream
 from apnet2_tts_plugin.training import distributed, losses
 from apnet2_tts_plugin.training.data import evaluation_loader, find_files, training_loader
 from apnet2_tts_plugin.training.guard import NonFiniteGuard
@@ -100,21 +102,61 @@ class Apnet2(BaseVocoder):
         Raises:
             DataError: if the input's shape or type is not as above.
         """
+        self._check_features(mel)
+        self._check_length(mel.shape[2] if lengths is None else int(lengths.min()))
+        if lengths is not None and (lengths.shape != mel.shape[:1] or lengths.max() > mel.shape[2]):
+            raise DataError(f"lengths {lengths.tolist()}, expected {mel.shape[0]} numbers of 2 to {mel.shape[2]}")
+        dtype = next(self.generator.parameters()).dtype
+        return self.generator.inference(mel.to(dtype), lengths)[:, None]
+
+    def _check_features(self, mel: Tensor) -> None:
         name, n_inputs = self.config.input_features, self.config.n_inputs
         if mel.dim() != 3 or mel.shape[1] != n_inputs:
             raise DataError(f"{name} of shape {tuple(mel.shape)}, expected (batch, {n_inputs}, frames)")
         if not mel.is_floating_point():
             raise DataError(f"{name} of type {mel.dtype}, expected floating numbers")
-        shortest = mel.shape[2] if lengths is None else int(lengths.min())
-        if shortest < 2:
-            hop_length = self.config.audio.hop_length
+
+    def _check_length(self, n_frames: int) -> None:
+        if n_frames < 2:
+            name, hop_length = self.config.input_features, self.config.audio.hop_length
             raise DataError(
-                f"{name} of {shortest} frames, expected at least 2: T frames give (T - 1) * {hop_length} samples"
+                f"{name} of {n_frames} frames, expected at least 2: T frames give (T - 1) * {hop_length} samples"
             )
-        if lengths is not None and (lengths.shape != mel.shape[:1] or lengths.max() > mel.shape[2]):
-            raise DataError(f"lengths {lengths.tolist()}, expected {mel.shape[0]} numbers of 2 to {mel.shape[2]}")
+
+    def stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Vocode a mel, or latent, while it arrives.
+
+        The samples are those of `inference` on the whole, to about a millionth of the peak, where no layer pools over
+        the sentence (`response_norm` "none", as in the bundled models). Those with the published layers vocode windows
+        that overlap, which sounds alike but is not equal, and begin after 160 frames. What is held in memory does not
+        grow.
+
+        Args:
+            pieces: The next frames (B, n_mels, any T), each of the same B; together at least 2.
+
+        Yields:
+            Waveform (B, 1, N) in float32, whenever samples are complete; all together (T - 1) * hop_length of them.
+
+        Raises:
+            DataError: if a piece's shape or type is not as above, or all are fewer than 2 frames.
+
+        Example:
+
+            >>> from apnet2_tts_plugin import load_model
+            >>> model = load_model("apnet2")
+            >>> [waveform.shape[2] for waveform in model.stream(torch.zeros(1, 80, 100).split(40, dim=2))]
+            [7936, 10240, 7168]
+        """
+        stream, n_frames = open_stream(self.generator), 0
         dtype = next(self.generator.parameters()).dtype
-        return self.generator.inference(mel.to(dtype), lengths)[:, None]
+        for piece in pieces:
+            self._check_features(piece)
+            n_frames += piece.shape[2]
+            waveform = stream.push(piece.to(dtype))
+            if waveform.shape[1]:
+                yield waveform[:, None]
+        self._check_length(n_frames)
+        yield stream.push(piece[:, :, :0].to(dtype), last=True)[:, None]
 
     @torch.inference_mode()
     def copy_synthesis(self, waveform: Tensor | np.ndarray, sample_rate: int) -> Tensor:

@@ -144,20 +144,9 @@ def test_forward_and_inference_agree_and_the_seed_decides():
 
 
 def test_noise_of_fewer_frames_is_the_beginning_of_that_of_more():
-    few, many = (noise_phase(513, n, 3, torch.device("cpu")) for n in (7, 100))
+    few, many = (noise_phase(513, n, torch.Generator().manual_seed(3), torch.device("cpu")) for n in (7, 100))
     assert torch.equal(few, many[:, :, :7])
     assert 0 <= many.min() and many.max() < 2 * torch.pi
-
-
-@pytest.mark.parametrize(("iterations", "look_ahead"), [(2, 12), (0, 6), (1, 9)])
-def test_no_sample_sees_more_frames_ahead(iterations, look_ahead):
-    """The networks 4, each iteration 3, the inverse STFT 2; without a norm over the sentence nothing else does."""
-    network = model(consistency_iterations=iterations)
-    mel = torch.randn(1, 80, 60, generator=torch.Generator().manual_seed(1)) - 4
-    changed = mel.clone()
-    changed[:, :, 40:] += 1.0
-    differ = (network.inference(mel) - network.inference(changed)).abs().flatten() > 1e-6
-    assert (40 - look_ahead) * HOP <= differ.nonzero()[0].item() < 40 * HOP
 
 
 @pytest.mark.parametrize("mel", [torch.full((1, 80, 20), -11.5), torch.full((1, 80, 2), -11.5), torch.zeros(1, 80, 3)])

@@ -45,10 +45,30 @@ class FrameConv(nn.Conv1d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, look_ahead: int, groups: int = 1):
         centred = 2 * look_ahead == kernel_size - 1
         super().__init__(in_channels, out_channels, kernel_size, padding=look_ahead if centred else 0, groups=groups)
+        self.look_ahead = look_ahead
         self.missing = (0, 0) if centred else (kernel_size - 1 - look_ahead, look_ahead)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.pad(x, self.missing) if any(self.missing) else x)
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Without padding, channels last: (B, T, in_channels) to (B, T - kernel_size + 1, out_channels)."""
+        return F.conv1d(x.transpose(1, 2), self.weight, self.bias, groups=self.groups).transpose(1, 2)
+
+
+class RowConv(FrameConv):
+    """`FrameConv` as one matrix product, whose rows, on a processor, are to the last bit what they are among others.
+
+    The library's convolution rounds otherwise for another number of frames.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        missing = (self.kernel_size[0] - 1 - self.look_ahead, self.look_ahead)
+        return self.inside(F.pad(x, missing).transpose(1, 2)).transpose(1, 2)
+
+    def inside(self, x: Tensor) -> Tensor:
+        rows = x.unfold(1, self.kernel_size[0], 1).flatten(2)
+        return F.linear(rows, self.weight.flatten(1), self.bias)
 
 
 class DepthwiseConv(FrameConv):
@@ -62,10 +82,12 @@ class DepthwiseConv(FrameConv):
         super().__init__(channels, channels, kernel_size, look_ahead, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.inside(F.pad(x, (0, 0, *self.missing)) if any(self.missing) else x, self.padding[0])
+
+    def inside(self, x: Tensor, padding: int = 0) -> Tensor:
         # An image of height 1 with its channels last, which is what x is in memory: nothing needs to be copied.
-        x = F.pad(x, (0, 0, *self.missing)) if any(self.missing) else x
         image = x.transpose(1, 2).unsqueeze(2)
-        image = F.conv2d(image, self.weight.unsqueeze(2), self.bias, padding=(0, *self.padding), groups=self.groups)
+        image = F.conv2d(image, self.weight.unsqueeze(2), self.bias, padding=(0, padding), groups=self.groups)
         return image.squeeze(2).transpose(1, 2)
 
 
@@ -86,24 +108,32 @@ class ConvNeXtBlock(nn.Module):
         self.project = nn.Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        hidden = self.norm(self.depthwise(x))
-        hidden = F.gelu(self.expand(hidden))
+        return masked(self.mix(self.depthwise(x), mask) + x, mask)
+
+    def mix(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """All that follows the depthwise convolution, but for the residual."""
+        hidden = F.gelu(self.expand(self.norm(hidden)))
         if self.response_norm is not None:
             hidden = self.response_norm(hidden, mask)
-        return masked(self.project(hidden) + x, mask)
+        return self.project(hidden)
 
 
 class Backbone(nn.Module):
     """Input convolution, LayerNorm, ConvNeXt v2 blocks, LayerNorm: what all predictors share.
 
+    Args:
+        n_inputs: Channels of the input.
+        sizes: Sizes of the predictor.
+        input_conv: The kind of the first convolution.
+
     Shape:
         x (B, n_inputs, T), mask (B, T, 1) or None, to (B, channels, T).
     """
 
-    def __init__(self, n_inputs: int, sizes: PredictorConfig):
+    def __init__(self, n_inputs: int, sizes: PredictorConfig, input_conv: type[FrameConv] = FrameConv):
         super().__init__()
         ahead = look_aheads(_kernel_sizes(sizes), sizes.look_ahead)
-        self.input_conv = FrameConv(n_inputs, sizes.channels, sizes.input_kernel_size, next(ahead))
+        self.input_conv = input_conv(n_inputs, sizes.channels, sizes.input_kernel_size, next(ahead))
         self.input_norm = nn.LayerNorm(sizes.channels, eps=1e-6)
         self.blocks = nn.ModuleList(ConvNeXtBlock(sizes, next(ahead)) for _ in range(sizes.blocks))
         self.output_norm = nn.LayerNorm(sizes.channels, eps=1e-6)
@@ -115,10 +145,10 @@ class Backbone(nn.Module):
         return masked(self.output_norm(x), mask).transpose(1, 2)
 
 
-def output_conv(sizes: PredictorConfig, n_outputs: int) -> FrameConv:
+def output_conv(sizes: PredictorConfig, n_outputs: int, kind: type[FrameConv] = FrameConv) -> FrameConv:
     """The convolution from a backbone to what is predicted."""
     *_, last = look_aheads(_kernel_sizes(sizes), sizes.look_ahead)
-    return FrameConv(sizes.channels, n_outputs, sizes.output_kernel_size, last)
+    return kind(sizes.channels, n_outputs, sizes.output_kernel_size, last)
 
 
 def look_aheads(kernel_sizes: list[int], in_all: int) -> Iterator[int]:

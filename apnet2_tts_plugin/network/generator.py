@@ -51,13 +51,16 @@ class AmplitudeRefiner(Float32Buffers):
         self.blocks = nn.ModuleList(ConvNeXtBlock(sizes, frames) for frames in ahead)
 
     def forward(self, mel: Tensor, mask: Tensor | None = None) -> Tensor:
-        with torch.autocast(mel.device.type, enabled=False):
-            magnitude = self.inverse_basis @ mel.float().exp()
-            start = magnitude.abs().clamp(min=AMPLITUDE_FLOOR).log()
-        x = masked(start.to(mel.dtype).transpose(1, 2), mask)
+        x = masked(self.start(mel).transpose(1, 2), mask)
         for block in self.blocks:
             x = block(x, mask)
         return x.transpose(1, 2)
+
+    def start(self, mel: Tensor) -> Tensor:
+        """The log-amplitude (B, n_bins, T) that is refined."""
+        with torch.autocast(mel.device.type, enabled=False):
+            magnitude = self.inverse_basis @ mel.float().exp()
+            return magnitude.abs().clamp(min=AMPLITUDE_FLOOR).log().to(mel.dtype)
 
 
 class PhasePredictor(nn.Module):
@@ -107,10 +110,18 @@ class HarmonicPhasePredictor(nn.Module):
     def forward(
         self, x: Tensor, pitch: Pitch, phi: Tensor, noise: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        parts = self.output_conv(self.backbone(self.with_pitch(x, pitch, mask), mask))
+        return self.combine(parts, pitch, phi, noise)
+
+    def with_pitch(self, x: Tensor, pitch: Pitch, mask: Tensor | None = None) -> Tensor:
+        """The input of the backbone (B, n_inputs + 2, T)."""
         octaves = (pitch.f0 / self.f0_min).log2() * pitch.voiced
         given = masked(torch.stack([octaves, pitch.voiced], dim=2).to(x.dtype), mask).transpose(1, 2)
-        parts = self.output_conv(self.backbone(torch.cat([x, given], dim=1), mask))
-        with torch.autocast(x.device.type, enabled=False):
+        return torch.cat([x, given], dim=1)
+
+    def combine(self, parts: Tensor, pitch: Pitch, phi: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """z from the four predicted numbers a bin, (B, 4 n_bins, T)."""
+        with torch.autocast(parts.device.type, enabled=False):
             real, imag, noise_real, noise_imag = parts.float().split(self.n_bins, dim=1)
             psi = harmonic_phase(pitch.f0, phi, self.n_fft, self.sample_rate)
             voiced = pitch.voiced[:, None]
@@ -214,15 +225,17 @@ class Generator(nn.Module):
         log_amplitude = self.amplitude(mel, mask)
         real, imag, *_ = self._phase(mel, mask)
         with torch.autocast(mel.device.type, enabled=False):
-            # sgn(z) = z / |z| is the angle's cosine and sine: no arctangent is needed.
-            direction = torch.complex(real.float(), imag.float()).sgn()
-            spectrum = direction * log_amplitude.float().exp()
+            spectrum = spectrum_of(log_amplitude, real, imag)
             mask = None if mask is None else mask.float()
             waveform = self.istft(self.griffin_lim(spectrum, mask, lengths), mask)
         if lengths is not None:
             samples = torch.arange(waveform.shape[1], device=mel.device)
             waveform = waveform.masked_fill(samples >= (lengths[:, None] - 1) * self.hop_length, 0.0)
         return waveform
+
+    def noise(self) -> torch.Generator:
+        """What draws the phases of noise, from the beginning of `noise_seed`."""
+        return torch.Generator().manual_seed(self.noise_seed)
 
     def _phase(
         self, mel: Tensor, mask: Tensor | None, pitch: Pitch | None = None, phi: Tensor | None = None
@@ -234,9 +247,15 @@ class Generator(nn.Module):
         if pitch is None:
             pitch = self.pitch.decode(logits, voicing)
         if phi is None:
-            phi = integrate(pitch.f0, self.hop_length, self.sample_rate)
-        noise = noise_phase(self.n_bins, mel.shape[2], None if self.training else self.noise_seed, mel.device)
+            phi = integrate(pitch.f0, self.hop_length, self.sample_rate).float()
+        noise = noise_phase(self.n_bins, mel.shape[2], None if self.training else self.noise(), mel.device)
         return *self.phase(mel, pitch, phi, noise, mask), logits, voicing
+
+
+def spectrum_of(log_amplitude: Tensor, real: Tensor, imag: Tensor) -> Tensor:
+    """The complex spectrum of a log-amplitude and the angle of pseudo real and imaginary parts; without gradients."""
+    # sgn(z) = z / |z| is the angle's cosine and sine: no arctangent is needed.
+    return torch.complex(real.float(), imag.float()).sgn() * log_amplitude.float().exp()
 
 
 def _init_weights(module: nn.Module) -> None:

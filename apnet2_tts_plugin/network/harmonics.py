@@ -27,13 +27,13 @@ def integrate(f0: Tensor, hop_length: int, sample_rate: int, start: Tensor | Non
         start: Phi of the first frame (B,); 0 by default.
 
     Returns:
-        Phi in [0, 2 pi), (B, T) in float32.
+        Phi in [0, 2 pi), (B, T) in float64.
     """
     cycles = f0.double() * (hop_length / sample_rate)
     steps = F.pad((cycles[:, 1:] + cycles[:, :-1]) / 2, (1, 0))
     if start is not None:
         steps[:, 0] = start.double() / (2 * math.pi)
-    return (steps.cumsum(1).remainder(1.0) * (2 * math.pi)).to(torch.float32)
+    return steps.cumsum(1).remainder(1.0) * (2 * math.pi)
 
 
 def fundamental_phase(waveform: Tensor, f0: Tensor, hop_length: int, sample_rate: int, window: Tensor) -> Tensor:
@@ -77,11 +77,10 @@ def harmonic_phase(f0: Tensor, phi: Tensor, n_fft: int, sample_rate: int) -> Ten
     return harmonics * phi[:, None] - math.pi * bins.remainder(2.0)
 
 
-def noise_phase(n_bins: int, n_frames: int, seed: int | None, device: torch.device) -> Tensor:
+def noise_phase(n_bins: int, n_frames: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     """Random phases in [0, 2 pi), (1, n_bins, T), drawn frame by frame: fewer frames of a seed are the first of more.
 
-    They are drawn on the processor, so that every device gets the same; without a seed from torch's own generator.
+    They are drawn on the processor, so that every device gets the same; without a generator from torch's own.
     """
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
     noise = torch.rand(n_frames, n_bins, generator=generator)
     return noise.t()[None].to(device) * (2 * math.pi)

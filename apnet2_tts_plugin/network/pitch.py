@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from apnet2_tts_plugin.config import PredictorConfig
-from apnet2_tts_plugin.network.convnext import Backbone, output_conv
+from apnet2_tts_plugin.network.convnext import Backbone, RowConv, output_conv
 
 CENTS_PER_BIN = 20.0
 BLUR_CENTS = 25.0  # standard deviation of the label around the true frequency (CREPE, arXiv 1802.06182, section 2)
@@ -38,23 +38,28 @@ class PitchPredictor(nn.Module):
         super().__init__()
         self.f0_min = f0_min
         self.n_bins = math.ceil(1200 * math.log2(f0_max / f0_min) / CENTS_PER_BIN) + 1
-        self.backbone = Backbone(n_inputs, sizes)
-        self.output_conv = output_conv(sizes, self.n_bins + 1)
+        self.backbone = Backbone(n_inputs, sizes, RowConv)
+        self.output_conv = output_conv(sizes, self.n_bins + 1, RowConv)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        logits = self.output_conv(self.backbone(x, mask)).float()
-        return logits[:, :-1], logits[:, -1]
+        return self.split(self.output_conv(self.backbone(x, mask)))
+
+    def split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the bins and of voicing in float32, from both in one (B, F + 1, T)."""
+        outputs = outputs.float()
+        return outputs[:, :-1], outputs[:, -1]
 
     def decode(self, logits: Tensor, voicing: Tensor) -> Pitch:
         """The mean of the bins around the most probable one, weighted by their probabilities, on a grid of 1/64 Hz.
 
         The phase integrates f0, and a harmonic of number h is h times as sensitive: on a grid, what one run rounds
-        otherwise than another, alone or in a batch, does not add up.
+        otherwise than another, alone, in a batch or in pieces, does not add up.
         """
-        bins = torch.arange(self.n_bins, device=logits.device)[:, None]
-        near = (bins - logits.argmax(1, keepdim=True)).abs() <= REACH
-        weights = logits.masked_fill(~near, float("-inf")).softmax(1)
-        f0 = self.f0_min * torch.exp2((weights * bins).sum(1) * (CENTS_PER_BIN / 1200))
+        bins = torch.arange(self.n_bins, device=logits.device)
+        logits = logits.transpose(1, 2).contiguous()  # each frame as a row, which rounds alike among few and many
+        near = (bins - logits.argmax(2, keepdim=True)).abs() <= REACH
+        weights = logits.masked_fill(~near, float("-inf")).softmax(2)
+        f0 = self.f0_min * torch.exp2((weights * bins).sum(2) * (CENTS_PER_BIN / 1200))
         return Pitch((f0 * 64).round() / 64, (voicing > 0).float())
 
 

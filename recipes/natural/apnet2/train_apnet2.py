@@ -36,14 +36,14 @@ def parse_args(argv: list[str] | None = None) -> Args:
     return recipe.parse_args(Args(), "Train a small APNet2 on natural synthetic voices.", HERE, wavs, argv)
 
 
-def predictor(channels: int, hidden_channels: int, blocks: int, **sizes: int) -> PredictorConfig:
+def predictor(channels: int, hidden_channels: int, blocks: int, look_ahead: int, **sizes: int) -> PredictorConfig:
     """Sizes of a predictor that can be streamed: no layer pools over the sentence, and few frames ahead are seen."""
     return PredictorConfig(
         channels=channels,
         hidden_channels=hidden_channels,
         blocks=blocks,
         response_norm="none",
-        look_ahead=4,
+        look_ahead=look_ahead,
         **sizes,
     )
 
@@ -63,12 +63,13 @@ def make_config(args: Args) -> Apnet2Config:
         run_name="apnet2_natural",
         dataset="en/natural",
         seq_len=args.seq_len,
-        # four frames ahead, three for an iteration, two for the inverse STFT: nine in all
+        # frames ahead: four for the pitch, three for the phase that starts from it, three for an iteration and two for
+        # the inverse STFT are twelve in all; the amplitude may see as many as pitch and phase together
         amplitude_start="pseudo_inverse",
-        amplitude=predictor(513, 512, 2),
+        amplitude=predictor(513, 512, 2, look_ahead=6),
         phase_start="pitch",
-        phase=predictor(192, 384, 3, output_kernel_size=1),
-        pitch=predictor(160, 320, 4, output_kernel_size=1),
+        phase=predictor(192, 384, 3, look_ahead=3, output_kernel_size=1),
+        pitch=predictor(160, 320, 4, look_ahead=4, output_kernel_size=1),
         consistency_iterations=1,
         loss_weights=LOSS_WEIGHTS | phase_terms | other_terms,
         # no discriminators: they would take most of the time

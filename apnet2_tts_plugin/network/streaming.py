@@ -1,0 +1,272 @@
+"""The generator on a mel that comes in pieces.
+
+Where no layer pools over the sentence, every convolution keeps the frames that its kernel still reaches: nothing is
+computed twice, and the waveform is that of the whole mel. Only the spectra of the last frames go through the inverse
+STFT again, and through the iterations before it. A generator that pools, as the published one does, vocodes windows
+that overlap. In here frames are the second dimension, (B, T, C).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apnet2_tts_plugin.network.convnext import Backbone, ConvNeXtBlock, FrameConv, GlobalResponseNorm
+from apnet2_tts_plugin.network.generator import AmplitudeRefiner, Generator, spectrum_of
+from apnet2_tts_plugin.network.harmonics import integrate, noise_phase
+from apnet2_tts_plugin.network.pitch import Pitch
+
+# Of a matrix product. Fewer of them the libraries compute in another order; and a frequency rounded to the other side,
+# once, shifts the phases of all that follows.
+MIN_ROWS = 16
+
+# Of a generator that pools: frames that a window brings to hear, and those before and after them.
+WINDOW, CONTEXT = 128, 32
+
+
+def open_stream(generator: Generator) -> "GeneratorStream | WindowStream":
+    """What vocodes one mel in pieces with this generator."""
+    pools = any(isinstance(module, GlobalResponseNorm) for module in generator.modules())
+    return WindowStream(generator) if pools else GeneratorStream(generator)
+
+
+class Frames:
+    """Frames that wait until those of other sources have come as well.
+
+    Args:
+        n_sources: Number of sources.
+    """
+
+    def __init__(self, n_sources: int):
+        self.waiting: list[Tensor | None] = [None] * n_sources
+
+    def push(self, *arrived: Tensor) -> list[Tensor]:
+        """Take what each source has next, (B, any T, any C), and give as many frames of each as all have."""
+        for i, frames in enumerate(arrived):
+            before = self.waiting[i]
+            self.waiting[i] = frames if before is None else torch.cat([before, frames], dim=1)
+        n_common = min(frames.shape[1] for frames in self.waiting)
+        common = [frames[:, :n_common] for frames in self.waiting]
+        self.waiting = [frames[:, n_common:] for frames in self.waiting]
+        return common
+
+
+class ConvStream:
+    """A convolution over frames; the whole input is padded with zeros at both ends.
+
+    Args:
+        conv: The convolution, of all its groups or depthwise.
+    """
+
+    def __init__(self, conv: FrameConv):
+        self.conv = conv
+        self.ahead = conv.look_ahead
+        self.behind = conv.kernel_size[0] - 1 - self.ahead
+        self.kept: Tensor | None = None
+
+    def push(self, x: Tensor, last: bool) -> tuple[Tensor, Tensor]:
+        """The outputs that are complete now, and the inputs of the same frames; with `last` all that are left."""
+        if self.kept is None:
+            self.kept = x.new_zeros(len(x), self.behind, x.shape[2])
+        ends = [x.new_zeros(len(x), self.ahead, x.shape[2])] if last else []
+        x = torch.cat([self.kept, x, *ends], dim=1)
+        n_complete = max(x.shape[1] - self.behind - self.ahead, 0)
+        self.kept = x[:, n_complete:]
+        same_frames = x[:, self.behind : self.behind + n_complete]
+        if not n_complete:
+            return x.new_zeros(len(x), 0, self.conv.out_channels), same_frames
+        x = F.pad(x, (0, 0, 0, max(MIN_ROWS - n_complete, 0)))
+        return self.conv.inside(x)[:, :n_complete], same_frames
+
+
+class BlockStream:
+    """A ConvNeXt v2 block that does not pool over the frames."""
+
+    def __init__(self, block: ConvNeXtBlock):
+        self.block = block
+        self.depthwise = ConvStream(block.depthwise)
+
+    def push(self, x: Tensor, last: bool) -> Tensor:
+        hidden, x = self.depthwise.push(x, last)
+        n_frames = hidden.shape[1]
+        hidden = F.pad(hidden, (0, 0, 0, max(MIN_ROWS - n_frames, 0)))
+        return self.block.mix(hidden)[:, :n_frames] + x
+
+
+class BackboneStream:
+    """A backbone and the convolutions behind it."""
+
+    def __init__(self, backbone: Backbone, *output_convs: FrameConv):
+        self.backbone = backbone
+        self.input_conv = ConvStream(backbone.input_conv)
+        self.blocks = [BlockStream(block) for block in backbone.blocks]
+        self.output_convs = [ConvStream(conv) for conv in output_convs]
+
+    def push(self, x: Tensor, last: bool) -> list[Tensor]:
+        x = self.backbone.input_norm(self.input_conv.push(x, last)[0])
+        for block in self.blocks:
+            x = block.push(x, last)
+        x = self.backbone.output_norm(x)
+        return [conv.push(x, last)[0] for conv in self.output_convs]
+
+
+class RefinerStream:
+    """`AmplitudeRefiner`."""
+
+    def __init__(self, refiner: AmplitudeRefiner):
+        self.refiner = refiner
+        self.blocks = [BlockStream(block) for block in refiner.blocks]
+
+    def push(self, mel: Tensor, last: bool) -> list[Tensor]:
+        x = self.refiner.start(mel.transpose(1, 2)).transpose(1, 2)
+        for block in self.blocks:
+            x = block.push(x, last)
+        return [x]
+
+
+class PitchPhaseStream:
+    """Pitch, the phase it starts from, and `HarmonicPhasePredictor`; the fundamental's phase is carried along."""
+
+    def __init__(self, generator: Generator):
+        self.generator = generator
+        self.pitch = BackboneStream(generator.pitch.backbone, generator.pitch.output_conv)
+        self.phase = BackboneStream(generator.phase.backbone, generator.phase.output_conv)
+        self.mel_and_logits, self.parts_and_start = Frames(2), Frames(5)
+        self.noise = generator.noise()
+        self.f0: Tensor | None = None  # of the last frame, (B, 1), and its phase (B,)
+        self.phi: Tensor | None = None
+
+    def push(self, mel: Tensor, last: bool) -> list[Tensor]:
+        generator = self.generator
+        mel, logits = self.mel_and_logits.push(mel, *self.pitch.push(mel, last))
+        pitch = generator.pitch.decode(*generator.pitch.split(logits.transpose(1, 2)))
+        given = generator.phase.with_pitch(mel.transpose(1, 2), pitch).transpose(1, 2)
+        noise = noise_phase(generator.n_bins, mel.shape[1], self.noise, mel.device).transpose(1, 2)
+        start = pitch.f0[..., None], pitch.voiced[..., None], self._integrate(pitch.f0)[..., None], noise
+        parts, f0, voiced, phi, noise = self.parts_and_start.push(*self.phase.push(given, last), *start)
+        pitch = Pitch(f0[..., 0], voiced[..., 0])
+        combined = generator.phase.combine(parts.transpose(1, 2), pitch, phi[..., 0], noise.transpose(1, 2))
+        return [part.transpose(1, 2) for part in combined]
+
+    def _integrate(self, f0: Tensor) -> Tensor:
+        """The fundamental's phase (B, T), from that of the last frame on."""
+        if not f0.shape[1]:
+            return f0
+        new = slice(None) if self.f0 is None else slice(1, None)
+        f0 = f0 if self.f0 is None else torch.cat([self.f0, f0], dim=1)
+        phi = integrate(f0, self.generator.hop_length, self.generator.sample_rate, self.phi)
+        self.f0, self.phi = f0[:, -1:], phi[:, -1]
+        return phi[:, new].float()
+
+
+class WaveformStream:
+    """The iterations of fast Griffin-Lim and the inverse STFT, which overlap the frames.
+
+    A sample depends on `reach` frames to either side of its own: half a window for the inverse STFT, and for each
+    iteration that and half a window for the STFT.
+    """
+
+    def __init__(self, generator: Generator):
+        self.generator = generator
+        half_window = -(-generator.istft.n_fft // (2 * generator.hop_length))
+        self.reach = generator.griffin_lim.iterations * (2 * half_window - 1) + half_window
+        self.kept: Tensor | None = None
+        self.n_behind = 0  # frames among the kept ones whose samples are out
+
+    def push(self, spectrum: Tensor, last: bool) -> Tensor:
+        """Samples (B, N) that are complete now; with `last` all that are left."""
+        spectrum = spectrum if self.kept is None else torch.cat([self.kept, spectrum], dim=1)
+        n_frames = spectrum.shape[1]
+        end = n_frames - 1 if last else n_frames - self.reach
+        if end <= self.n_behind:
+            self.kept = spectrum
+            return torch.zeros(len(spectrum), 0, device=spectrum.device)
+        generator, hop_length = self.generator, self.generator.hop_length
+        waveform = generator.istft(generator.griffin_lim(spectrum.transpose(1, 2)))
+        waveform = waveform[:, self.n_behind * hop_length : end * hop_length]
+        first = max(end - self.reach, 0)
+        self.kept, self.n_behind = spectrum[:, first:], end - first
+        return waveform
+
+
+class GeneratorStream:
+    """A generator without pooling over the sentence, on pieces of a mel: the waveform of the whole, piece by piece.
+
+    Args:
+        generator: The generator, none of whose blocks has a response norm; one stream is for one mel.
+
+    Example:
+
+        >>> from apnet2_tts_plugin import load_model
+        >>> generator = load_model("apnet2").generator
+        >>> mel = torch.zeros(1, 80, 100)
+        >>> stream = GeneratorStream(generator)
+        >>> pieces = [stream.push(piece, last=i == 3) for i, piece in enumerate(mel.split(25, dim=2))]
+        >>> [piece.shape[1] // 256 for piece in pieces]
+        [16, 25, 25, 33]
+        >>> torch.allclose(torch.cat(pieces, dim=1), generator.inference(mel), atol=1e-5)
+        True
+    """
+
+    def __init__(self, generator: Generator):
+        self.generator = generator
+        amplitude, phase = generator.amplitude, generator.phase
+        refines = isinstance(amplitude, AmplitudeRefiner)
+        self.amplitude = (
+            RefinerStream(amplitude) if refines else BackboneStream(amplitude.backbone, amplitude.output_conv)
+        )
+        if generator.pitch is not None:
+            self.phase = PitchPhaseStream(generator)
+        else:
+            self.phase = BackboneStream(phase.backbone, phase.real_conv, phase.imag_conv)
+        self.spectra = Frames(3)
+        self.waveform = WaveformStream(generator)
+
+    @torch.inference_mode()
+    def push(self, mel: Tensor, last: bool = False) -> Tensor:
+        """The samples that are complete with the next piece of the mel.
+
+        Args:
+            mel: Natural-log mel (B, n_mels, any T), of the same B in all pieces.
+            last: Whether it ends here; nothing may follow.
+
+        Returns:
+            Waveform (B, N) in float32, N a multiple of the hop. All together are (T - 1) * hop_length samples.
+        """
+        frames = mel.transpose(1, 2)
+        log_amplitude, real, imag = self.spectra.push(
+            *self.amplitude.push(frames, last), *self.phase.push(frames, last)
+        )
+        return self.waveform.push(spectrum_of(log_amplitude, real, imag), last)
+
+
+class WindowStream:
+    """Any generator, on windows of a mel that overlap: nearly the waveform of the whole, which its layers pool over.
+
+    Args:
+        generator: The generator; one stream is for one mel.
+    """
+
+    def __init__(self, generator: Generator):
+        self.generator = generator
+        self.kept: Tensor | None = None  # frames, of which the first `n_before` are context only
+        self.n_before = 0
+
+    @torch.inference_mode()
+    def push(self, mel: Tensor, last: bool = False) -> Tensor:
+        """The samples that are complete with the next piece of the mel: as `GeneratorStream.push`."""
+        self.kept = mel if self.kept is None else torch.cat([self.kept, mel], dim=2)
+        pieces = [mel.new_zeros(len(mel), 0, dtype=torch.float32)]
+        while self.kept.shape[2] >= self.n_before + WINDOW + CONTEXT:
+            pieces.append(self._vocode(self.n_before + WINDOW, CONTEXT))
+        if last and self.kept.shape[2] - 1 > self.n_before:
+            pieces.append(self._vocode(self.kept.shape[2] - 1, 1))
+        return torch.cat(pieces, dim=1)
+
+    def _vocode(self, end: int, n_after: int) -> Tensor:
+        """The samples between the frames `n_before` and `end`, which is the next window's beginning."""
+        hop_length = self.generator.hop_length
+        waveform = self.generator.inference(self.kept[:, :, : end + n_after])
+        waveform = waveform[:, self.n_before * hop_length : end * hop_length]
+        first = max(end - CONTEXT, 0)
+        self.kept, self.n_before = self.kept[:, :, first:], end - first
+        return waveform
