@@ -1,5 +1,6 @@
 """The configuration of APNet2: one dataclass, checked whenever it is made, loaded or changed by the command line."""
 
+import copy
 import logging
 import re
 from collections.abc import Collection
@@ -140,6 +141,33 @@ class PredictorConfig(Coqpit):
             _require(odd, f"{name}.{kernel}", self[kernel], "an odd number of at least 1")
         _require(self.response_norm in RESPONSE_NORMS, f"{name}.response_norm", self.response_norm, RESPONSE_NORMS)
         _require(self.look_ahead >= -1, f"{name}.look_ahead", self.look_ahead, "-1 or more")
+
+
+def _streamable(channels: int, hidden_channels: int, blocks: int, look_ahead: int, **sizes: int) -> PredictorConfig:
+    return PredictorConfig(channels, hidden_channels, blocks, response_norm="none", look_ahead=look_ahead, **sizes)
+
+
+def _from_pitch(**predictors: PredictorConfig) -> dict[str, Any]:
+    starts = dict(amplitude_start="pseudo_inverse", phase_start="pitch", consistency_iterations=1)
+    return starts | predictors
+
+
+PRESETS = {
+    "base": {},
+    "freev": dict(amplitude_start="pseudo_inverse", amplitude=PredictorConfig(channels=513, blocks=1)),
+    # Frames ahead: four for the pitch, three for the phase that starts from it, three for the iteration and two for the
+    # inverse STFT are twelve in all. The amplitude may see nearly as many as pitch and phase together.
+    "pitch": _from_pitch(
+        amplitude=_streamable(513, 512, 2, look_ahead=6),
+        phase=_streamable(192, 384, 3, look_ahead=3, output_kernel_size=1),
+        pitch=_streamable(160, 320, 4, look_ahead=4, output_kernel_size=1),
+    ),
+    "tiny": _from_pitch(
+        amplitude=_streamable(513, 224, 2, look_ahead=6),
+        phase=_streamable(128, 256, 2, look_ahead=3, output_kernel_size=1),
+        pitch=_streamable(96, 192, 3, look_ahead=4, output_kernel_size=1),
+    ),
+}
 
 
 @dataclass
@@ -288,6 +316,26 @@ class Apnet2Config(BaseVocoderConfig):
     log_term_gradients: bool = False
     eval_metrics: list[str] = field(default_factory=lambda: ["pesq", "stoi"])
     target_loss: str = "loss_mel"
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "Apnet2Config":
+        """A configuration of known sizes.
+
+        Args:
+            name: "base", the published model; "freev", FreeV's; "pitch" or "tiny", those of the bundled models, whose
+                phase starts from the pitch and which can be streamed.
+            changes: Fields to set otherwise.
+
+        Raises:
+            ConfigError: if there is no such preset, or a change cannot work.
+
+        Example:
+
+            >>> Apnet2Config.preset("tiny", batch_size=4).phase.channels
+            128
+        """
+        _require(name in PRESETS, "preset", name, f"one of {list(PRESETS)}")
+        return cls(**copy.deepcopy(PRESETS[name]) | changes)
 
     @property
     def n_inputs(self) -> int:

@@ -11,6 +11,7 @@ from TTS.config import load_config
 
 from apnet2_tts_plugin.config import ANALYSIS, UNUSED, Apnet2AudioConfig, Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.errors import ConfigError
+from apnet2_tts_plugin.network.generator import Generator
 
 SECTIONS = {"audio": Apnet2AudioConfig, "amplitude": PredictorConfig, "phase": PredictorConfig}
 
@@ -20,6 +21,23 @@ def documented_defaults(cls) -> dict[str, str]:
     args = inspect.getdoc(cls).split("Args:\n")[1]
     fields = re.findall(r"^    (\w+) \([^)]*\): (.*?)(?=^    \w+ \(|\Z)", args, re.MULTILINE | re.DOTALL)
     return {name: re.sub(r"\s+", " ", text).split("Defaults to ")[1].rstrip(". ") for name, text in fields}
+
+
+@pytest.mark.parametrize(
+    ("name", "n_parameters"), [("base", 31_425_539), ("freev", 18_218_509), ("pitch", 2_567_276), ("tiny", 1_136_652)]
+)
+def test_presets(name, n_parameters):
+    config = Apnet2Config.preset(name, batch_size=3)
+    config.check_values()
+    assert config.batch_size == 3
+    assert sum(weight.numel() for weight in Generator(config).parameters()) == n_parameters
+    config.phase.blocks += 1
+    assert Apnet2Config.preset(name).phase.blocks == config.phase.blocks - 1
+
+
+def test_unknown_preset():
+    with pytest.raises(ConfigError, match=r"preset: 'huge', expected one of \['base', 'freev', 'pitch', 'tiny'\]"):
+        Apnet2Config.preset("huge")
 
 
 @pytest.mark.parametrize("cls", [Apnet2Config, Apnet2AudioConfig, PredictorConfig])

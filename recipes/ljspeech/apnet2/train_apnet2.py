@@ -1,4 +1,4 @@
-"""Train APNet2 on LJSpeech, with the official settings.
+"""Train APNet2 on LJSpeech, with the official settings or those of a preset.
 
 python recipes/ljspeech/apnet2/train_apnet2.py --data_path LJSpeech-1.1/wavs
 """
@@ -18,8 +18,12 @@ class Args(recipe.RecipeArgs):
     """The arguments of all recipes, and those of this one."""
 
     feature_path: str = field(default="", metadata={"help": "Folder of mels to train on instead of the WAVs' own."})
+    preset: str = field(
+        default="base",
+        metadata={"help": "Sizes: base, freev, pitch or tiny, see Apnet2Config.preset. Defaults to base."},
+    )
     phase_start: str = field(
-        default="none", metadata={"help": "'pitch' lets the phase start from it. Defaults to none."}
+        default="", metadata={"help": "'pitch' lets the phase start from it, at any size. Defaults to the preset's."}
     )
 
 
@@ -29,12 +33,16 @@ def parse_args(argv: list[str] | None = None) -> Args:
 
 
 def make_config(args: Args) -> Apnet2Config:
-    """The configuration of a new run: all that is not set here is the official setting."""
+    """The configuration of a new run: all that neither is set here nor by the preset is the official setting."""
     settings = recipe.run_settings(args, len(find_audio(args.data_path)))
-    if args.phase_start != "none":
+    if args.phase_start:
         settings |= dict(phase_start=args.phase_start, consistency_iterations=2)
-    return Apnet2Config(
-        run_name="apnet2_ljspeech", dataset="en/ljspeech", feature_path=args.feature_path or None, **settings
+    return Apnet2Config.preset(
+        args.preset,
+        run_name="apnet2_ljspeech",
+        dataset="en/ljspeech",
+        feature_path=args.feature_path or None,
+        **settings,
     )
 
 

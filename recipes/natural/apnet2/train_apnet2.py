@@ -9,7 +9,7 @@ from pathlib import Path
 
 from apnet2_tts_plugin import recipe
 from apnet2_tts_plugin.audio import find_audio
-from apnet2_tts_plugin.config import LOSS_WEIGHTS, Apnet2Config, PredictorConfig
+from apnet2_tts_plugin.config import LOSS_WEIGHTS, Apnet2Config
 
 HERE = Path(__file__).parent
 
@@ -25,6 +25,9 @@ class Args(recipe.RecipeArgs):
     eval_split_size: int = field(
         default=20, metadata={"help": "Recordings held out, the last by name. Defaults to 20."}
     )
+    preset: str = field(
+        default="pitch", metadata={"help": "'pitch' or 'tiny', see Apnet2Config.preset. Defaults to pitch."}
+    )
     steps: int = field(default=14_000, metadata={"help": "Training steps. Defaults to 14000."})
     lr: float = field(default=1e-3, metadata={"help": "Learning rate at the start. Defaults to 0.001."})
     num_loader_workers: int = field(default=0, metadata={"help": "Processes that read audio. Defaults to 0."})
@@ -34,18 +37,6 @@ def parse_args(argv: list[str] | None = None) -> Args:
     """Read the command line."""
     wavs = HERE.parent / "natural_corpus" / "wavs"
     return recipe.parse_args(Args(), "Train a small APNet2 on natural synthetic voices.", HERE, wavs, argv)
-
-
-def predictor(channels: int, hidden_channels: int, blocks: int, look_ahead: int, **sizes: int) -> PredictorConfig:
-    """Sizes of a predictor that can be streamed: no layer pools over the sentence, and few frames ahead are seen."""
-    return PredictorConfig(
-        channels=channels,
-        hidden_channels=hidden_channels,
-        blocks=blocks,
-        response_norm="none",
-        look_ahead=look_ahead,
-        **sizes,
-    )
 
 
 def make_config(args: Args) -> Apnet2Config:
@@ -59,18 +50,11 @@ def make_config(args: Args) -> Apnet2Config:
     # what the mel does not show of the phase is noise to its losses
     phase_terms = {"instantaneous_phase": 3.0, "group_delay": 5.0, "phase_time_difference": 5.0}
     other_terms = {"real": 10.0, "imaginary": 10.0, "multi_resolution_stft": 60.0, "pitch": 10.0, "voicing": 10.0}
-    return Apnet2Config(
-        run_name="apnet2_natural",
+    return Apnet2Config.preset(
+        args.preset,
+        run_name=f"apnet2_{args.preset}",
         dataset="en/natural",
         seq_len=args.seq_len,
-        # frames ahead: four for the pitch, three for the phase that starts from it, three for an iteration and two for
-        # the inverse STFT are twelve in all; the amplitude may see as many as pitch and phase together
-        amplitude_start="pseudo_inverse",
-        amplitude=predictor(513, 512, 2, look_ahead=6),
-        phase_start="pitch",
-        phase=predictor(192, 384, 3, look_ahead=3, output_kernel_size=1),
-        pitch=predictor(160, 320, 4, look_ahead=4, output_kernel_size=1),
-        consistency_iterations=1,
         loss_weights=LOSS_WEIGHTS | phase_terms | other_terms,
         # no discriminators: they would take most of the time
         steps_to_start_discriminator=10**9,
