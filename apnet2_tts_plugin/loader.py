@@ -1,6 +1,8 @@
 """From a model's name or folder to a model, and from files to configurations."""
 
 import os
+import re
+import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +25,8 @@ def load_model(name_or_folder: str | os.PathLike, device: str = "cpu") -> Apnet2
 
     Args:
         name_or_folder: A name that `store` knows, or a folder with `config.json` and weights.
-        device: A device that torch knows, such as "cpu", "cuda" or "cuda:1".
+        device: "cpu", "cuda", "cuda:1" or another device that torch has here; "auto" is CUDA if it is there, and the
+            processor if not.
 
     Raises:
         ModelError: if there is no such model, or the configuration or the device cannot be used.
@@ -37,7 +40,7 @@ def load_model(name_or_folder: str | os.PathLike, device: str = "cpu") -> Apnet2
     """
     folder = store.resolve(name_or_folder)
     weights = find_weights(folder)
-    place = _usable_device(device)
+    place = usable_device(device)
     config = read_config(folder / CONFIG_NAME)
     try:
         model = Apnet2(config)
@@ -137,10 +140,19 @@ def model_table() -> Iterator[str]:
         yield f"{name:16}  {origin:7}  {facts}"
 
 
-def _usable_device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """The device of this name, see `load_model`.
+
+    Raises:
+        ModelError: if there is none, or it cannot be used.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise ModelError(f"device {name!r} cannot be used here ({one_line(error)}); 'cpu' always can") from error
+        reason = textwrap.shorten(re.split("[.:] ", str(error))[0], 80, placeholder=" ...")  # torch goes on for pages
+        expected = "expected auto, cpu, cuda or cuda:N"
+        raise ModelError(f"device {name!r} cannot be used here, {expected} ({reason})") from error
     return device

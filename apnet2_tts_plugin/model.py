@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -20,7 +19,7 @@ from apnet2_tts_plugin.errors import ConfigError, DataError, MetricError, one_li
 from apnet2_tts_plugin.metrics import speech
 from apnet2_tts_plugin.network.discriminators import multi_period, multi_resolution
 from apnet2_tts_plugin.network.generator import Generator, Prediction
-from apnet2_tts_plugin.network.spectra import LogMel
+from apnet2_tts_plugin.network.spectra import LogMel, as_tensor, as_waveform, whole_hops
 from apnet2_tts_plugin.training import distributed, losses
 from apnet2_tts_plugin.training.data import evaluation_loader, find_files, training_loader
 from apnet2_tts_plugin.training.guard import NonFiniteGuard
@@ -43,8 +42,8 @@ class Apnet2(BaseVocoder):
     Attributes:
         config: The configuration.
         generator: The network that vocodes.
-        log_mel: The analysis (`network.spectra.LogMel`): waveform (B, N) at `config.audio.sample_rate` to natural-log
-            mel (B, n_mels, N // hop_length + 1).
+        log_mel: The analysis (`network.spectra.LogMel`): waveform (B, N) within [-1, 1], a tensor or an array, at
+            `config.audio.sample_rate` to natural-log mel (B, n_mels, N // hop_length + 1).
 
     Example:
 
@@ -86,12 +85,13 @@ class Apnet2(BaseVocoder):
         """Spectra and waveform of a natural-log mel, or latent, (B, n_inputs, T); for training."""
         return self.generator(mel)
 
-    def inference(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def inference(self, mel: Tensor | np.ndarray, lengths: Tensor | None = None) -> Tensor:
         """Vocode a mel, or the latent of a VITS, whichever is the configuration's `input_features`.
 
         Args:
             mel: Natural-log mel (B, n_mels, T) as `log_mel` makes it, or latent (B, n_inputs, T) as
-                `pairing.vits.vocoder_latent` makes it; floating, on the model's device, with T >= 2.
+                `pairing.vits.vocoder_latent` makes it; floating, with T >= 2; a tensor on the model's device, or an
+                array.
             lengths: True number of frames of each item (B,), 2 to T, for a padded batch; None when all have T.
 
         Returns:
@@ -100,6 +100,7 @@ class Apnet2(BaseVocoder):
         Raises:
             DataError: if the input's shape or type is not as above.
         """
+        mel = as_tensor(mel, self.device)
         name, n_inputs = self.config.input_features, self.config.n_inputs
         if mel.dim() != 3 or mel.shape[1] != n_inputs:
             raise DataError(f"{name} of shape {tuple(mel.shape)}, expected (batch, {n_inputs}, frames)")
@@ -121,7 +122,7 @@ class Apnet2(BaseVocoder):
         """Analyse a recording and vocode its mel.
 
         Args:
-            waveform: Recording (N,), floating, at least one sample.
+            waveform: Recording (N,), floating within [-1, 1], at least one sample.
             sample_rate: Its sample rate in Hz; it is resampled if that is not `config.audio.sample_rate`.
 
         Returns:
@@ -140,18 +141,15 @@ class Apnet2(BaseVocoder):
         audio = self.config.audio
         if self.config.input_features != "mel":
             raise DataError("copy_synthesis: the model vocodes the latents of a VITS, expected one that vocodes mels")
-        waveform = torch.as_tensor(waveform if torch.is_tensor(waveform) else np.ascontiguousarray(waveform))
-        if waveform.dim() != 1 or not len(waveform) or not waveform.is_floating_point():
-            shape = tuple(waveform.shape)
-            raise DataError(f"waveform of shape {shape} and type {waveform.dtype}, expected floating (samples,)")
+        waveform = as_waveform(waveform, self.device)
+        if waveform.dim() != 1 or not len(waveform):
+            raise DataError(f"waveform of shape {tuple(waveform.shape)}, expected (samples,), channels mixed down")
         if not waveform.isfinite().all():
             raise DataError("waveform with NaN or infinite samples, expected finite ones")
         waveform = waveform.float().to(self.device)
         waveform = torchaudio.functional.resample(waveform, sample_rate, audio.sample_rate)
-        # The analysis reflects half an FFT at the edges, and whole hops are vocoded.
-        hops = max(-(-len(waveform) // audio.hop_length), audio.fft_size // 2 // audio.hop_length + 1)
-        padded = F.pad(waveform, (0, hops * audio.hop_length - len(waveform)))
-        return self.inference(self.log_mel(padded[None])).flatten()[: len(waveform)]
+        mel = self.log_mel(whole_hops(waveform, audio)[None])
+        return self.inference(mel).flatten()[: len(waveform)]
 
     def set_iterations(self, iterations: int | str | None) -> None:
         """Use another number of consistency iterations than `config.consistency_iterations`; None leaves it as it is.

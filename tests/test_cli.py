@@ -10,7 +10,7 @@ import command_line
 import pytest
 import tiny
 import torch
-from command_line import a_file, a_wav, an_npy, cut_in_half, files, holds, one_line, vocoded
+from command_line import a_file, a_wav, an_npy, cut_in_half, files, holds, is_done, one_line, vocoded
 from safetensors.torch import load_file
 from weight_files import save_checkpoint
 
@@ -123,7 +123,7 @@ def test_import(apnet2, workplace):
     assert out.splitlines()[:2] == ["wrote new/model/config.json", "wrote new/model/model.safetensors"]
     assert "apnet2 vocode IN OUT.wav --model new/model" in out
     assert files(workplace / "new") == ["model/config.json", "model/model.safetensors"]
-    assert apnet2("vocode", an_npy(), "out.wav", "--model", "new/model") == (0, "", "")
+    assert is_done(apnet2("vocode", an_npy(), "out.wav", "--model", "new/model"))
     assert holds("out.wav", vocoded())
     status, _, err = apnet2("import", "g_00000007", "--out", a_file("file"))
     assert status == 1 and "file: File exists" in one_line(err)
@@ -134,7 +134,9 @@ def test_import(apnet2, workplace):
     [
         ((), "apnet2: the following arguments are required: COMMAND"),
         (("speak",), "invalid choice: 'speak'"),
-        (("vocode", "in.wav"), "apnet2 vocode: the following arguments are required: OUT"),
+        (("vocode", "in.wav"), "apnet2 vocode: expected IN and OUT"),
+        (("vocode", "in.wav", "out/", "--format", "docx"), "argument --format: 'docx', expected one of .wav, .flac, "),
+        (("mel",), "apnet2 mel: the following arguments are required: IN ... OUT"),
         (("vocode", "in.wav", "out.wav", "--loud"), "unrecognized arguments: --loud"),
         (("import", "g"), "apnet2 import: the following arguments are required: --out"),
     ],
@@ -145,7 +147,9 @@ def test_wrong_arguments(command, reason, apnet2):
     assert reason in one_line(err) and "--help" in err
 
 
-@pytest.mark.parametrize("command", ["", "vocode", "pair", "import", "export", "install", "list", "remove"])
+@pytest.mark.parametrize(
+    "command", ["", "vocode", "mel", "evaluate", "pair", "import", "export", "install", "list", "remove"]
+)
 def test_help(command, apnet2):
     status, out, _ = apnet2(*command.split(), "--help")
     assert status == 0

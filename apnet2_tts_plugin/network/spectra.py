@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apnet2_tts_plugin.errors import DataError
+
 MEL_FLOOR = 1e-5
 AMPLITUDE_FLOOR = 1e-5
 DB_PER_NEPER = 20 / math.log(10)  # logarithms are natural
@@ -136,7 +138,11 @@ class LogMel(Float32Buffers):
         fmax: Upper edge of the bands in Hz; None is half the sample rate.
 
     Shape:
-        waveform (B, N) or its complex spectrum (B, n_bins, T) to (B, n_mels, T), at least log(1e-5).
+        waveform (B, N) within [-1, 1], a tensor or an array, or its complex spectrum (B, n_bins, T) to (B, n_mels, T),
+        at least log(1e-5).
+
+    Raises:
+        DataError: if the waveform is not as above, or not longer than half an FFT.
 
     Example:
 
@@ -166,7 +172,11 @@ class LogMel(Float32Buffers):
         sizes = (audio.sample_rate, audio.fft_size, audio.hop_length, audio.win_length, audio.num_mels)
         return cls(*sizes, fmin, fmax)
 
-    def forward(self, waveform: Tensor) -> Tensor:
+    def forward(self, waveform: Tensor | np.ndarray) -> Tensor:
+        waveform = as_waveform(waveform, self.basis.device)
+        shape, shortest = tuple(waveform.shape), self.stft.n_fft // 2 + 1
+        if waveform.dim() not in (1, 2) or shape[-1] < shortest:
+            raise DataError(f"waveform of shape {shape}, expected (batch, samples) with {shortest} samples or more")
         return self.from_spectrum(self.stft(waveform))
 
     def from_spectrum(self, spectrum: Tensor) -> Tensor:
@@ -174,6 +184,30 @@ class LogMel(Float32Buffers):
         with torch.autocast(spectrum.device.type, enabled=False):
             magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
             return (self.basis @ magnitude).clamp(min=MEL_FLOOR).log()
+
+
+def as_tensor(values: Tensor | np.ndarray, device: torch.device) -> Tensor:
+    """A tensor as it is, or an array as a tensor on `device`."""
+    return values if torch.is_tensor(values) else torch.as_tensor(np.ascontiguousarray(values), device=device)
+
+
+def as_waveform(waveform: Tensor | np.ndarray, device: torch.device) -> Tensor:
+    """A waveform as `as_tensor` gives it.
+
+    Raises:
+        DataError: if its numbers are not floating: those of integers have another scale.
+    """
+    waveform = as_tensor(waveform, device)
+    if not waveform.is_floating_point():
+        hint = "; divide 16-bit samples by 32768" if waveform.dtype == torch.int16 else ""
+        raise DataError(f"waveform of type {waveform.dtype}, expected floating numbers from -1 to 1{hint}")
+    return waveform
+
+
+def whole_hops(waveform: Tensor, audio) -> Tensor:
+    """A waveform (N,), continued by silence to whole hops, and to as many as the analysis reflects at the edges."""
+    hops = max(-(-len(waveform) // audio.hop_length), audio.fft_size // 2 // audio.hop_length + 1)
+    return F.pad(waveform, (0, hops * audio.hop_length - len(waveform)))
 
 
 def log_amplitude(spectrum: Tensor) -> Tensor:
