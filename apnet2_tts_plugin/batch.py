@@ -89,6 +89,8 @@ def plan(
     if output == STANDARD:
         if len(inputs) > 1 or folders:
             raise OutputError("standard output takes one file; for several, expected a folder to write to")
+        if sys.stdout.isatty():
+            raise OutputError("standard output is a terminal, expected a file (> OUT) or a program (| PROGRAM)")
         return [Job(_source(inputs[0]), None, default)]
     target = Path(output)
     if len(inputs) == 1 and not folders and not (target.is_dir() or output.endswith(os.sep)):
@@ -130,7 +132,7 @@ def _in_folder(source: Path, target: Path, readable: tuple[str, ...]) -> list[tu
         raise DataError(f"{source}: no {', '.join(readable)} file in this folder")
     if others := [str(path.relative_to(source)) for path in files if not has_suffix(path, readable)]:
         names = ", ".join(others[:NAMED]) + (", ..." if len(others) > NAMED else "")
-        logger.warning("%s: left out, as their suffixes are of other kinds of files: %s", source, names)
+        logger.warning("%s: %d left out, by their suffixes other kinds of files: %s", source, len(others), names)
     return [(path, path.relative_to(source).with_suffix("")) for path in taken]
 
 

@@ -1,6 +1,7 @@
 """The `apnet2` command: arguments in, calls out. Whatever needs torch is imported when a command runs."""
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -160,7 +161,8 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status; `argv` defaults to the process's arguments."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # for paths that are not UTF-8
+        if isinstance(stream, io.TextIOWrapper):  # and not what a program has put in its place
+            stream.reconfigure(errors="backslashreplace")  # for paths that are not UTF-8
     arguments = _parse(argv)
     try:
         with _only_plugin_messages():

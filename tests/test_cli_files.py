@@ -125,6 +125,13 @@ def test_standard_input(model, apnet2, stdin):
     assert status == 1 and "standard input: not a recording that can be read" in one_line(err)
 
 
+def test_no_binary_on_a_terminal(model, apnet2, monkeypatch):
+    a_wav()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    status, out, err = apnet2("vocode", "in.wav", "-")
+    assert (status, out) == (1, "") and "standard output is a terminal, expected a file" in one_line(err)
+
+
 def test_real_pipes(tmp_path):
     folder = tiny.save(tmp_path / "model")
     command = [sys.executable, "-m", "apnet2_tts_plugin", "vocode", "-", "-", "--model", folder]

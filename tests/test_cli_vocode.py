@@ -134,7 +134,7 @@ def test_folder(model, apnet2, workplace):
     a_file("in/notes.txt")
     status, out, err = apnet2("vocode", "in", "new/out")
     left_out, summary = err.splitlines(keepends=True)
-    assert left_out == "apnet2: in: left out, as their suffixes are of other kinds of files: notes.txt\n"
+    assert left_out == "apnet2: in: 1 left out, by their suffixes other kinds of files: notes.txt\n"
     assert is_done((status, out, summary), 3)
     assert files(workplace / "new") == ["out/a.wav", "out/sub/b.wav", "out/sub/c.d.wav"]
     assert soundfile.info("new/out/sub/b.wav").frames == 6000
