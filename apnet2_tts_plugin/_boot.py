@@ -19,6 +19,7 @@ WRAPPED = (
     "TTS.server.server",
     "TTS.utils.manage",
     "TTS.utils.synthesizer",
+    "TTS.vocoder.configs",
     "trainer.trainer",
 )
 

@@ -4,6 +4,7 @@
 names inside coqui's modules that the plugin relies on; one that a later coqui-tts has moved is left out with a warning.
 """
 
+import copy
 import functools
 import logging
 import operator
@@ -11,6 +12,7 @@ import os
 import sys
 
 logger = logging.getLogger(__name__)
+console = logging.getLogger("TTS.apnet2")  # below coqui's own logger, which its commands show
 
 
 def load(module, run) -> None:
@@ -33,6 +35,8 @@ def _is_tts_server() -> bool:
 
 def wrap(module) -> None:
     """Replace the functions of `module` that `WRAPS` names, in their class or module; those wrapped already stay."""
+    if module.__name__ == "TTS.vocoder.configs":
+        vars(module).setdefault("__getattr__", _find_config)
     for path, make in WRAPS[module.__name__].items():
         owner_path, _, name = path.rpartition(".")
         try:
@@ -51,19 +55,30 @@ def wrap(module) -> None:
             setattr(owner, name, wrapper)
 
 
+def _find_config(name: str):
+    """`from TTS.vocoder.configs import Apnet2Config`, as coqui's own: imported when it is asked for, because our
+    configuration needs this module first."""
+    if name != "Apnet2Config":
+        raise AttributeError(f"module 'TTS.vocoder.configs' has no attribute {name!r}")
+    from apnet2_tts_plugin.config import Apnet2Config
+
+    return Apnet2Config
+
+
 def _list_models(original):
     """`ModelManager.__init__`: named models join the catalogue, for `--list_models` and `--model_info_by_name`."""
 
     def __init__(self, *args, **kwargs):
         original(self, *args, **kwargs)
-        try:
-            catalogue = self.models_dict["vocoder_models"]["en"]["ljspeech"]
-        except (AttributeError, KeyError, TypeError):  # somebody's own catalogue, or that of a later coqui-tts
-            return
         from apnet2_tts_plugin.weights import store
 
-        for name, folder in store.names().items():
-            catalogue.setdefault(name, {"description": f"APNet2 vocoder in {folder}"})
+        for folder in store.names().values():
+            kind, language, dataset, name = store.full_name(folder).split("/")
+            try:
+                datasets = self.models_dict[kind].setdefault(language, {})
+                datasets.setdefault(dataset, {}).setdefault(name, {"description": f"APNet2 vocoder in {folder}"})
+            except (AttributeError, KeyError, TypeError):  # somebody's own catalogue, or that of a later coqui-tts
+                return
 
     return __init__
 
@@ -86,29 +101,55 @@ def _keep_vocoder(original):
     paths though one leads to the other."""
 
     def __init__(self, *args, **kwargs):
-        original(self, *args, **_with_vocoder_paths(kwargs))
+        model_name = args[0] if args else kwargs.get("model_name")
+        original(self, *args, **_with_vocoder_paths(model_name, kwargs))
 
     return __init__
 
 
-def _with_vocoder_paths(kwargs: dict) -> dict:
+def _with_vocoder_paths(model_name: str | None, kwargs: dict) -> dict:
     """The arguments of `TTS`, with both paths of the vocoder if it is an APNet2, and otherwise as they are."""
+    from apnet2_tts_plugin.errors import ModelError
+
+    name, path = kwargs.get("vocoder_name"), kwargs.get("vocoder_path")
+    named, placed = _named_vocoder(name), _placed_vocoder(path, kwargs.get("vocoder_config_path"))
+    if (named and path) or (name and placed):
+        raise ModelError(f"vocoder_name {name} and vocoder_path {path or placed[0]}: give one of them")
+    if name and not named and not path and kwargs.get("model_path"):
+        console.warning("%s is not used: with model_path, coqui-tts takes its own vocoders by vocoder_path", name)
+    # With a model's name, the vocoder's comes again in `download_model_by_name`.
+    vocoder = placed or (named if kwargs.get("model_path") or not model_name else None)
+    if vocoder is None:
+        return kwargs
+    return {**kwargs, "vocoder_path": str(vocoder[0]), "vocoder_config_path": str(vocoder[1])}
+
+
+def _named_vocoder(name: str | None) -> tuple | None:
+    """Weights and config of the APNet2 `name`; None for the full name of another vocoder. One without slashes can be no
+    other's: ModelNotFoundError if there is none."""
+    from apnet2_tts_plugin.errors import ModelNotFoundError
+    from apnet2_tts_plugin.weights import store
+
+    if not name or ("/" in name and not store.is_apnet2(name)):
+        return None
+    try:
+        return _files(store.resolve(name))
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"{error}; the full names of other vocoders are in `tts --list_models`") from error
+
+
+def _placed_vocoder(path, config) -> tuple | None:
+    """Weights and config of the APNet2 that one or both of these paths lead to; None for another vocoder, or none."""
     from pathlib import Path
 
     from apnet2_tts_plugin.weights import find, store
 
-    name, path, config = (kwargs.get(key) for key in ("vocoder_name", "vocoder_path", "vocoder_config_path"))
-    if path:
-        folder = Path(path) if Path(path).is_dir() else Path(path).parent
-        config = config or folder / "config.json"
-        if not store.is_config(config):
-            return kwargs
-        weights = find.find_weights(path)
-    elif kwargs.get("model_path") and (folder := _apnet2_folder(name)):  # a model's name comes with another call
-        weights, config = _files(folder)
-    else:
-        return kwargs
-    return {**kwargs, "vocoder_path": str(weights), "vocoder_config_path": str(config)}
+    if not path and not config:
+        return None
+    path = path or Path(config).parent
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    config = config or folder / find.CONFIG_NAME
+    return (find.find_weights(path), config) if store.is_config(config) else None
 
 
 def _add_vocoder(original):
@@ -123,26 +164,20 @@ def _add_vocoder(original):
         # The path came with the TTS model, if there is one, and is not meant for a voice that is converted after it.
         by_path = self.synthesizer is None or "voice_conversion_models" not in model_name
         # Before the model, so that no download goes before a wrong name.
-        vocoder = _apnet2_files(self if by_path else None, vocoder_name)
+        path, config = (self.vocoder_path, self.vocoder_config_path) if by_path else (None, None)
+        vocoder = _named_vocoder(vocoder_name) or _placed_vocoder(path, config)
         if vocoder is None:
-            return original(self, model_name, vocoder_name, *args, **kwargs)
+            files = original(self, model_name, vocoder_name, *args, **kwargs)
+            if (path or vocoder_name) and (files[2] is None or (path and files[2] != path)):
+                instead = "without a vocoder" if files[2] is None else f"with {files[2]}"
+                console.warning("%s is not used: coqui-tts uses %s %s", path or vocoder_name, model_name, instead)
+            return files
         from apnet2_tts_plugin.pairing import plan
 
         plan.check_output(model_name.rpartition("/")[2])
         return *original(self, model_name, vocoder_name, *args, **kwargs)[:2], *vocoder
 
     return download_model_by_name
-
-
-def _apnet2_files(api, name: str | None):
-    """Weights and config of the APNet2 that `api` (or None) has the path of, or that `name` names; None for others."""
-    from apnet2_tts_plugin.weights import store
-
-    if getattr(api, "vocoder_path", None) and api.vocoder_config_path:
-        is_apnet2 = store.is_config(api.vocoder_config_path)
-        return (api.vocoder_path, api.vocoder_config_path) if is_apnet2 else None
-    folder = _apnet2_folder(name)
-    return _files(folder) if folder else None
 
 
 def _files(folder) -> tuple:
@@ -186,7 +221,8 @@ def _vocode(synthesizer, slot: str, output):
 def _vocode_sentences(original):
     """`Synthesizer.tts`: stock looks for the vocoder's input in the model's `outputs`, fails on models that answer with
     a finished waveform alone (XTTS, Bark, Tortoise), takes the first sample of a converted voice for all of it, has no
-    vocoder in the place of a VITS's own decoder, and counts seconds by the acoustic model's sample rate."""
+    vocoder in the place of a VITS's own decoder, and counts seconds, also of the silence that it trims, by the acoustic
+    model's sample rate."""
 
     def tts(self, *args, **kwargs):
         if not _has_apnet2(self) or self.tts_model is None:
@@ -201,7 +237,10 @@ def _vocode_sentences(original):
             return [model.voice_conversion(*args, **kwargs)]
 
         # Views instead of patched objects, because calls may overlap in threads.
-        model_view = _View(model, synthesize=synthesize, voice_conversion=voice_conversion)
+        ap = copy.copy(getattr(model, "ap", None))
+        if ap is not None:
+            ap.sample_rate = self.output_sample_rate  # only `find_endpoint` is asked here
+        model_view = _View(model, synthesize=synthesize, voice_conversion=voice_conversion, ap=ap)
         audio = {**self.tts_config.audio, "sample_rate": self.output_sample_rate}
         config_view = _View(self.tts_config, audio=audio)
         return original(_View(self, tts_model=model_view, tts_config=config_view), *args, **kwargs)
@@ -334,6 +373,7 @@ WRAPS = {
         "Synthesizer.voice_conversion": _convert_voice,
         "Synthesizer._run_vocoder": _convert_input,
     },
+    "TTS.vocoder.configs": {},
     "trainer.trainer": {
         "copy_model_files": _write_config_whole,
         "remove_experiment_folder": _keep_run_folder,

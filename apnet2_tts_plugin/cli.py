@@ -4,6 +4,7 @@ import argparse
 import io
 import logging
 import os
+import shlex
 import sys
 import tempfile
 import warnings
@@ -39,8 +40,9 @@ Vocode files with a model. Each IN is one of:
                         that libsndfile reads will do, such as WAV, FLAC, MP3,
                         Ogg and AIFF, and those of FFmpeg where it is installed
   an .npy or .pt file   a natural-log mel (bands, frames) or (1, bands, frames)
-                        with the model's analysis settings; with --tts, a mel as
-                        that acoustic model has it
+                        with the model's analysis settings, its frames centred
+                        at multiples of the hop (see --framing for others); with
+                        --tts, a mel as that acoustic model has it
   a folder              all such files in it and its sub-folders, which OUT
                         mirrors
   -                     standard input: any of these files
@@ -100,7 +102,7 @@ examples:
 """
 
 IMPORT = """\
-Turn the files of the official APNet2 (or FreeV) code into a folder that
+Turn the files of the official APNet2 (or FreeV) code into a new folder that
 coqui-tts can use: config.json and model.safetensors, and with the
 discriminators also a checkpoint to fine-tune from. Nothing in the files is
 executed, and nothing is written unless all tensors are there and fit."""
@@ -111,7 +113,7 @@ example:
 """
 
 EXPORT = """\
-Turn a checkpoint of coqui's Trainer, such as a run's best_model.pth, into a
+Turn a checkpoint of coqui's Trainer, such as a run's best_model.pth, into a new
 model folder to use and to give away: config.json and model.safetensors, the
 generator alone, with no path of this machine in it."""
 
@@ -134,6 +136,11 @@ example:
 """
 
 DEVICE = "auto, cpu, cuda, cuda:1, ... (%(default)s: CUDA if it is there)"
+
+LIST = """\
+List the named models, one a line: name, origin (bundled or user), what it
+vocodes (a mel of so many bands, or the latent of a VITS of so many channels),
+sample rate, size and folder."""
 
 PAIR = """\
 Say how well an acoustic model goes with a vocoder, setting by setting. A
@@ -219,6 +226,12 @@ def _parser() -> Parser:
         metavar="N",
         help="iterations of fast Griffin-Lim behind the model's phase, with its amplitude (as the model says)",
     )
+    vocode.add_argument(
+        "--framing",
+        choices=("centred", "hifigan"),
+        default="centred",
+        help="frames of mels are centred at multiples of the hop, or as in HiFi-GAN and Matcha-TTS (%(default)s)",
+    )
     vocode.add_argument("--normalize", action="store_true", help="scale each output to a peak of 1 dB below full scale")
     vocode.add_argument(
         "--format",
@@ -275,18 +288,18 @@ def _parser() -> Parser:
     official.add_argument("generator", metavar="GENERATOR", help="official generator file, such as g_01000000")
     official.add_argument("--discriminators", metavar="DO", help="official discriminator file, such as do_01000000")
     official.add_argument("--config", help="official config.json (the LJSpeech settings)")
-    official.add_argument("--out", metavar="DIR", required=True, help="folder to write to")
+    official.add_argument("--out", metavar="DIR", required=True, help="folder to write to, new or empty")
 
     export = add("export", _export, "turn a training checkpoint into a model folder", EXPORT, EXPORT_EXAMPLE)
     export.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint of the Trainer, such as best_model.pth")
-    export.add_argument("--out", metavar="DIR", required=True, help="folder to write to")
+    export.add_argument("--out", metavar="DIR", required=True, help="folder to write to, new or empty")
     export.add_argument("--half", action="store_true", help="store float16, half the size")
 
     install = add("install", _install, "give a model folder a name", INSTALL, INSTALL_EXAMPLE)
     install.add_argument("folder", metavar="DIR", help="folder with config.json and the weights")
     install.add_argument("--name", default="apnet2", help="name to install it under (%(default)s)")
 
-    add("list", _list, "list the named models")
+    add("list", _list, "list the named models", LIST)
 
     remove = add("remove", _remove, "remove a model that was installed")
     remove.add_argument("name", metavar="NAME", help="a name from `apnet2 list`")
@@ -333,19 +346,24 @@ def _positive(argument: str) -> int:
 def _vocode(arguments: argparse.Namespace) -> int:
     from apnet2_tts_plugin import audio, batch, loader, vocode
 
+    if arguments.tts and arguments.framing != "centred":
+        arguments.command.error("--framing hifigan: leave it out, frames of mels for --tts are centred")
     readable = (*audio.SUFFIXES, *vocode.FEATURE_SUFFIXES)
     jobs = _jobs(arguments, readable, tuple(audio.FORMATS), arguments.format)
     if not jobs:
         return 0
     model = loader.load_model(arguments.model, arguments.device)
     model.set_iterations(arguments.iterations)
+    if arguments.framing != "centred" and model.config.input_features != "mel":
+        return _fail("--framing hifigan is for mels, and this model vocodes the latents of a VITS", 2)
     rate, pairing = model.config.audio.sample_rate, None
     if arguments.tts:
         tts_config = loader.read_acoustic_config(arguments.tts)
         pairing = vocode.pairing_for_mels(tts_config, loader.audio_processor(tts_config), model.config)
 
     def do(job):
-        waveform = vocode.vocode_file(model, job.source, not arguments.no_resample, pairing, arguments.normalize)
+        resample, framing = not arguments.no_resample, arguments.framing
+        waveform = vocode.vocode_file(model, job.source, resample, pairing, framing, arguments.normalize)
         batch.write(job, lambda file: audio.encode(file, waveform.numpy(), rate, job.suffix))
         return len(waveform) / rate
 
@@ -437,7 +455,7 @@ def _import(arguments: argparse.Namespace) -> int:
     written = convert.import_official(arguments.generator, out, arguments.discriminators, arguments.config)
     _say_what_next(written, out)
     if arguments.discriminators:
-        config, checkpoint = f"{out}/{find.CONFIG_NAME}", written[-1]
+        config, checkpoint = shlex.quote(f"{out}/{find.CONFIG_NAME}"), shlex.quote(str(written[-1]))
         command = f"python -m TTS.bin.train_vocoder --config_path {config} --restore_path {checkpoint}"
         print(f"fine-tune:  {command} --coqpit.data_path WAVS")
     return 0
@@ -453,8 +471,9 @@ def _export(arguments: argparse.Namespace) -> int:
 def _say_what_next(written: list, out: str) -> None:
     for path in written:
         print(f"wrote {path}")
-    print(f"try it:     apnet2 vocode IN OUT.wav --model {out}")
-    print(f"name it:    apnet2 install {out} --name NAME")
+    folder = shlex.quote(out)
+    print(f"try it:     apnet2 vocode IN OUT.wav --model {folder}")
+    print(f"name it:    apnet2 install {folder} --name NAME")
 
 
 def _install(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """The configuration of APNet2: one dataclass, checked whenever it is made, loaded or changed by the command line."""
 
 import logging
+import re
 from collections.abc import Collection
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
@@ -162,6 +163,8 @@ class Apnet2Config(BaseVocoderConfig):
 
     Args:
         model (str): Name by which coqui finds the model class. Defaults to "apnet2".
+        dataset (str): Language and name of the data it is trained on, under which coqui-tts lists the model once it is
+            installed: "en/ljspeech". "" is "universal/unknown". Defaults to "".
         audio (Apnet2AudioConfig): Audio settings. Defaults to `Apnet2AudioConfig()`.
         amplitude (PredictorConfig): Sizes of the amplitude predictor. Defaults to `PredictorConfig()`.
         phase (PredictorConfig): Sizes of the phase predictor. Defaults to `PredictorConfig()`.
@@ -231,6 +234,7 @@ class Apnet2Config(BaseVocoderConfig):
     """
 
     model: str = "apnet2"
+    dataset: str = ""
     audio: Apnet2AudioConfig = field(default_factory=Apnet2AudioConfig)
 
     amplitude: PredictorConfig = field(default_factory=PredictorConfig)
@@ -321,6 +325,8 @@ class Apnet2Config(BaseVocoderConfig):
             allowed = f"{bins} (audio.fft_size / 2 + 1) with amplitude_start 'pseudo_inverse'"
             _require(self.amplitude.channels == bins, "amplitude.channels", self.amplitude.channels, allowed)
         self._check_input()
+        fits = not self.dataset or re.fullmatch(r"\w[\w.]*(-\w[\w.]*)*/\w[\w.]*(-\w[\w.]*)*", self.dataset)
+        _require(fits, "dataset", self.dataset, "LANGUAGE/NAME of letters, digits, '_', '.' and single '-'")
         self._check_training()
         self._check_unused()
 

@@ -1,11 +1,17 @@
-"""Files that are there whole or not at all."""
+"""Files, and folders of them, that are there whole or not at all; and JSON as coqui-tts reads it."""
 
+import json
 import os
+import re
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from apnet2_tts_plugin.errors import OutputError
+
+STRING_OR_COMMENT = re.compile(r"""("(?:[^"\\]|\\.)*")|//.*""")  # the string is the group
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -34,6 +40,50 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file, as `write_atomically` does."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def fill_folder(folder: str | os.PathLike[Any], last: str) -> Iterator[Path]:
+    """Give a folder to write files to, all of which move to `folder` at the end; after a failure none is there.
+
+    So nothing of another's ever lies among them.
+
+    Args:
+        folder: A new folder, made with those above it, or an empty one.
+        last: Name of the file without which the others mean nothing; it moves last.
+
+    Raises:
+        OutputError: if there is something in `folder` already.
+        OSError: if it cannot be made, or written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if found := sorted(folder.iterdir()):
+            raise OutputError(f"{folder}: not empty ({found[0].name} is in it); name a new folder, or delete this one")
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as temporary:
+            yield Path(temporary)
+            for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == last):
+                file.replace(folder / file.name)
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()  # only if nothing is in it
+        raise
+    _sync_folder(folder)
+
+
+def read_json(path: str | os.PathLike[Any]) -> Any:
+    """What a JSON file holds. Comments (`// ...`) are left out, as `TTS.config.load_config` leaves them out.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is none.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return json.loads(STRING_OR_COMMENT.sub(lambda found: found[1] or "", text))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -15,6 +15,7 @@ from TTS.vocoder.configs.shared_configs import BaseVocoderConfig
 
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import Apnet2Error, ModelError, one_line
+from apnet2_tts_plugin.files import read_json
 from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.weights import store
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
@@ -60,7 +61,7 @@ def read_config(path: Path) -> Apnet2Config:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # coqpit warns and takes the default for a value of wrong type
-            config.load_json(path)
+            config.deserialize(read_json(path))
     except (OSError, ValueError, TypeError, AttributeError, UserWarning) as error:
         raise ModelError(f"{path}: not a usable configuration ({one_line(error)})") from error
     return config
@@ -129,12 +130,14 @@ def audio_processor(tts_config) -> AudioProcessor | None:
 
 
 def model_table() -> Iterator[str]:
-    """One line for each named model: its name, origin, size, sample rate and folder, or what is wrong with it."""
+    """One line for each named model: name, origin, input, sample rate, size and folder, or what is wrong with it."""
     for name, folder in store.names().items():
         origin = "bundled" if folder.parent == store.BUNDLED else "user"
         try:
             size = find_weights(folder).stat().st_size / 1e6
-            facts = f"{size:7.1f} MB  {read_config(folder / CONFIG_NAME).audio.sample_rate:6d} Hz  {folder}"
+            config = read_config(folder / CONFIG_NAME)
+            taken = f"{config.input_features} of {config.n_inputs}"
+            facts = f"{taken:13}  {config.audio.sample_rate:6d} Hz  {size:7.1f} MB  {folder}"
         except Apnet2Error as error:
             facts = f"broken: {error}"
         yield f"{name:16}  {origin:7}  {facts}"

@@ -15,6 +15,7 @@ from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.network.scales import check_scale
 from apnet2_tts_plugin.network.spectra import LogMel, whole_hops
 from apnet2_tts_plugin.pairing.convert import Pairing, pair_configs
+from apnet2_tts_plugin.pairing.framing import vocode_hifigan_frames
 from apnet2_tts_plugin.pairing.plan import LINEAR, MEL
 from apnet2_tts_plugin.pairing.report import announce, summary
 
@@ -26,18 +27,25 @@ NORMALIZED_PEAK = 10 ** (-1 / 20)  # 1 dB below full scale, which lossy formats 
 
 
 def vocode_file(
-    model: Apnet2, source: Source, resample: bool = True, pairing: Pairing | None = None, normalize: bool = False
+    model: Apnet2,
+    source: Source,
+    resample: bool = True,
+    pairing: Pairing | None = None,
+    framing: str = "centred",
+    normalize: bool = False,
 ) -> Tensor:
     """What the model makes of one file: (N,) in float32 on the CPU, within [-1, 1].
 
-    N is that of a recording (after resampling), and (T - 1) * hop_length for a mel or latent of T frames. A waveform
-    that goes beyond full scale is scaled down to it, and the log says by how much.
+    N is that of a recording (after resampling), and (T - 1) * hop_length for a mel or latent of T frames, or
+    T * hop_length for a mel with HiFi-GAN's framing. A waveform that goes beyond full scale is scaled down to it, and
+    the log says by how much.
 
     Args:
         model: A model from `loader.load_model`.
         source: The file.
         resample: Convert a recording of another sample rate instead of refusing it.
         pairing: With the acoustic model that made the mel, see `pairing_for_mels`; None for a natural-log mel.
+        framing: Where the frames of a mel in a file lie: "centred", or as `pairing.framing` says of "hifigan".
         normalize: Scale the waveform to a peak 1 dB below full scale, louder or softer.
 
     Raises:
@@ -45,7 +53,8 @@ def vocode_file(
     """
     try:
         if suffix := _feature_suffix(source):
-            waveform = model.inference(_features(model, source, suffix, pairing).to(model.device))
+            features = _features(model, source, suffix, pairing).to(model.device)
+            waveform = model.inference(features) if framing == "centred" else vocode_hifigan_frames(model, features)
         elif model.config.input_features == "latent":
             raise DataError(
                 f"{source}: is a recording, but this model vocodes latents of a VITS; expected a "

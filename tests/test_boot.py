@@ -14,6 +14,7 @@ import pytest
 
 import apnet2_tts_plugin
 from apnet2_tts_plugin import _boot, _host
+from apnet2_tts_plugin.weights import store
 
 ALIASES = """
 import sys
@@ -24,6 +25,8 @@ from apnet2_tts_plugin import config, model
 assert Apnet2Config is config.Apnet2Config and Apnet2 is model.Apnet2
 assert sys.modules["TTS.vocoder.configs.apnet2_config"] is config
 assert sys.modules["TTS.vocoder.models.apnet2"] is model
+from TTS.vocoder.configs import Apnet2Config as among_coquis
+assert among_coquis is config.Apnet2Config
 assert model.__name__ == model.__spec__.name == "apnet2_tts_plugin.model"
 """
 
@@ -49,6 +52,7 @@ except ModuleNotFoundError as error:
     assert error.name == "TTS.vocoder.configs.apnet2_config"
 else:
     raise AssertionError
+assert not hasattr(TTS.vocoder.configs, "Apnet2Config")
 from TTS.utils.manage import ModelManager
 assert not hasattr(ModelManager.download_model, "__wrapped__")
 """
@@ -66,7 +70,7 @@ for name, wraps in _host.WRAPS.items():
     for path in wraps:
         function = operator.attrgetter(path)(sys.modules[name])
         assert function.wrapped_for_apnet2 and not hasattr(function.__wrapped__, "wrapped_for_apnet2"), path
-from TTS.vocoder.configs.apnet2_config import Apnet2Config
+from TTS.vocoder.configs import Apnet2Config
 """
 
 # What coqui-tts does without us, as far as a model of ours plays no part in it.
@@ -100,7 +104,6 @@ print(json.dumps({
     "no default vocoder": spoken(VITS),
     "unused vocoder": spoken(VITS, vocoder_name=WAVEGAN),
     "unknown vocoder": spoken(GLOW, vocoder_name="vocoder_models/en/ljspeech/none"),
-    "short vocoder": spoken(GLOW, vocoder_name="none"),
     "vocoder as model": spoken(WAVEGAN),
     "unknown model": spoken("tts_models/en/ljspeech/none"),
 }))
@@ -192,10 +195,21 @@ def test_what_is_not_ours_is_left_to_others():
     assert _boot.Finder.find_spec("TTS.api", path=[]) is None
 
 
+def test_our_configuration_is_among_coquis():
+    """And nothing else is that was not there."""
+    from TTS.vocoder import configs
+
+    assert configs.Apnet2Config is apnet2_tts_plugin.Apnet2Config
+    with pytest.raises(AttributeError, match="module 'TTS.vocoder.configs' has no attribute 'Apnet3Config'"):
+        _ = configs.Apnet3Config
+
+
 def test_our_models_are_listed(installed_vocoder, caplog):
+    """Each under the dataset that its configuration names; the tiny one's names none."""
     from TTS.utils.manage import ModelManager
 
-    name = "vocoder_models/en/ljspeech/apnet2"
+    name = "vocoder_models/universal/unknown/apnet2"
+    assert store.full_name(store.BUNDLED / "apnet2") == "vocoder_models/en/natural/apnet2"
     manager = ModelManager()
     assert manager.list_models().count(name) == 1
     with caplog.at_level(logging.INFO, "TTS"):

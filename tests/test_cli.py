@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,13 @@ import command_line
 import pytest
 import tiny
 import torch
-from command_line import a_file, a_wav, an_npy, cut_in_half, files, holds, is_done, one_line, vocoded
+from command_line import a_file, a_wav, an_npy, cut_in_half, files, holds, is_done, one_line, vocoded, with_comments
 from safetensors.torch import load_file
 from weight_files import save_checkpoint
 
 from apnet2_tts_plugin import __version__, errors, loader
 from apnet2_tts_plugin.weights import store
+from apnet2_tts_plugin.weights.checkpoints import save_config, save_weights
 
 workplace, model, apnet2 = command_line.workplace, command_line.model, command_line.apnet2  # fixtures
 
@@ -59,7 +61,7 @@ def test_bad_model(case, apnet2, tmp_path):
 
 def test_install_list_remove(model, apnet2, tmp_path):
     mine = tiny.save(tmp_path / "mine", loudness=1.0)
-    assert apnet2("list")[1].split() == ["apnet2", "bundled", "0.8", "MB", "22050", "Hz", str(model)]
+    assert apnet2("list")[1].split() == f"apnet2 bundled mel of 80 22050 Hz 0.8 MB {model}".split()
     status, out, err = apnet2("install", mine, "--name", "mine")
     assert (status, err) == (0, "") and "--vocoder_name mine" in out
     bundled, user = apnet2("list")[1].splitlines()
@@ -81,6 +83,36 @@ def test_export(apnet2, tmp_path):
     assert "somebody" not in (out / "config.json").read_text()
     assert all(tensor.dtype == torch.float16 for tensor in load_file(out / "model.safetensors").values())
     assert apnet2("vocode", a_wav(), "out.wav", "--model", out)[0] == 0
+
+
+def test_list_tells_latents_from_mels(model, apnet2, tmp_path):
+    latent = tiny.model(input_features="latent", speaker_channels=8)
+    save_config(latent.config, tmp_path / "vits")
+    save_weights(latent.generator, tmp_path / "vits")
+    assert apnet2("install", tmp_path / "vits", "--name", "vits_de")[0] == 0
+    mel, latent = apnet2("list")[1].splitlines()
+    assert "  mel of 80  " in mel and "  latent of 200  " in latent
+
+
+def test_export_keeps_the_run(apnet2, tmp_path):
+    """A folder with anything in it is refused, above all the run itself, which could not go on."""
+    save_config(tiny.config(output_path="/home/somebody"), tmp_path)
+    checkpoint = save_checkpoint(tiny.model(), tmp_path / "best_model.pth")
+    before = (tmp_path / "config.json").read_bytes()
+    status, out, err = apnet2("export", checkpoint, "--out", tmp_path)
+    assert (status, out) == (1, "") and "not empty" in one_line(err) and "name a new folder" in err
+    assert (tmp_path / "config.json").read_bytes() == before and not (tmp_path / "model.safetensors").exists()
+
+
+def test_comments_in_the_configuration(apnet2, tmp_path):
+    """coqui-tts reads them, and so does all that this command does with a model."""
+    folder = with_comments(tiny.save(tmp_path / "commented"))
+    assert is_done(apnet2("vocode", an_npy(), "out.wav", "--model", folder))
+    assert holds("out.wav", vocoded())
+    assert apnet2("install", folder, "--name", "commented")[0] == 0
+    assert "mel of 80" in apnet2("list")[1]
+    a_file(folder / "config.json", b'{"model": "apnet2" // }')
+    assert "holds no APNet2 model" in one_line(apnet2("vocode", "in.npy", "out.wav", "--model", folder)[2])
 
 
 def test_folder_named_like_a_model(model, apnet2):
@@ -127,6 +159,17 @@ def test_import(apnet2, workplace):
     assert holds("out.wav", vocoded())
     status, _, err = apnet2("import", "g_00000007", "--out", a_file("file"))
     assert status == 1 and "file: File exists" in one_line(err)
+
+
+def test_printed_commands_are_for_the_shell(apnet2):
+    torch.save(tiny.official_generator(), "g_00000007")
+    torch.save(tiny.official_discriminators(), "do_00000007")
+    arguments = "g_00000007", "--discriminators", "do_00000007", "--out", "my model's"
+    commands = [shlex.split(line.partition(":")[2]) for line in apnet2("import", *arguments)[1].splitlines()[3:]]
+    assert [command[:2] for command in commands] == [["apnet2", "vocode"], ["apnet2", "install"], ["python", "-m"]]
+    assert commands[0][-2:] == ["--model", "my model's"]
+    assert commands[2][4:7:2] == ["my model's/config.json", "my model's/checkpoint_7.pth"]
+    assert apnet2(*commands[1][1:])[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_model_by_name_and_folder(model, apnet2, tmp_path, workplace):
     save_config(tiny.config(), run)
     for seed, name in enumerate(("best_model.pth", "best_model_5.pth", "checkpoint_5.pth")):
         save_checkpoint(tiny.model(seed), run / name)
-    named = {"loud": 1.0, "vocoder_models/en/ljspeech/loud": 1.0, loud: 1.0, "apnet2": 0.0, model: 0.0, run: 0.0}
+    named = {"loud": 1.0, "vocoder_models/universal/unknown/loud": 1.0, loud: 1.0, "apnet2": 0.0, model: 0.0, run: 0.0}
     for name, loudness in named.items():
         assert is_done(apnet2("vocode", an_npy(), "out.wav", "--model", name))
         assert holds("out.wav", vocoded(loudness))

@@ -44,7 +44,7 @@ def harmonics(f0, seconds=1.0):
 @pytest.mark.parametrize("name", WITH_REFERENCE)
 def test_equal_waveforms_are_best_and_noise_is_worse(voice, name):
     metric = BY_NAME[name]
-    values = [metric.compute(voice, with_noise(voice, level), RATE) for level in (0.0, 0.01, 0.3)]
+    values = [metric.compute(voice, with_noise(voice, level), RATE) for level in (0.0, 0.01, 0.1)]
     assert values[0] == pytest.approx(EQUAL.get(name, 0.0), abs=0.005)
     assert metric.better * values[0] > metric.better * values[1]
     assert metric.better * values[0] > metric.better * values[2]
@@ -119,8 +119,8 @@ def test_a_tone_shifted_by_50_cents():
 def test_f0_is_that_of_the_signal():
     f0 = 150 + 30 * np.sin(np.linspace(0, 6, RATE))
     found = pitch.track(harmonics(f0), RATE)
-    inside = slice(20, 180)
-    true = f0[(np.arange(len(found)) * 0.005 * RATE).astype(int).clip(max=RATE - 1)]
+    inside = slice(10, 90)
+    true = f0[(np.arange(len(found)) * 0.01 * RATE).astype(int).clip(max=RATE - 1)]
     assert np.abs(1200 * np.log2(found[inside] / true[inside])).max() < 20
 
 
@@ -207,10 +207,5 @@ def test_metrics_without_their_packages_are_left_out(monkeypatch):
     assert table.available() == (table.METRICS, [])
     monkeypatch.setitem(sys.modules, "pyworld", None)
     found, missing = table.available()
-    assert {metric.name for metric in table.METRICS} - {metric.name for metric in found} == {
-        "mcd_db", "f0_rmse_cents", "vuv_error_percent", "periodicity_rmse"
-    }  # fmt: skip
-    assert missing == [
-        "pyworld is not installed: pip install apnet2-tts-plugin[eval] "
-        "(left out: MCD, F0-RMSE, V/UV error, Periodicity RMSE)"
-    ]
+    assert {metric.name for metric in table.METRICS} - {metric.name for metric in found} == {"mcd_db"}
+    assert missing == ["pyworld is not installed: pip install apnet2-tts-plugin[eval] (left out: MCD)"]

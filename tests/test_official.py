@@ -10,6 +10,7 @@ from trainer.io import load_fsspec
 from weight_files import is_same, put, refused, remove, save
 
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
+from apnet2_tts_plugin.errors import OutputError
 from apnet2_tts_plugin.loader import load_model, read_config
 from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.weights.convert import import_official
@@ -36,6 +37,27 @@ def test_official_files(tmp_path, out):
     checkpoint = load_fsspec(written[2], map_location="cpu")
     assert (checkpoint["step"], checkpoint["epoch"]) == (1_000_000, 0)
     assert is_same(expected, checkpoint["model"])
+
+
+def test_folder_is_written_whole_or_refused(tmp_path, out, monkeypatch):
+    """Discriminators of one import must not lie beside the generator of another; a failure leaves nothing."""
+    generator = save(tiny.official_generator(), tmp_path / "g_1")
+    written = import_official(generator, out, save(tiny.official_discriminators(), tmp_path / "do_1"))
+    before = {path: path.read_bytes() for path in written}
+    with pytest.raises(OutputError, match="out: not empty \\(checkpoint_7.pth is in it\\); name a new folder"):
+        import_official(generator, out)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    for empty in (tmp_path / "new" / "folder", tmp_path / "empty"):
+        empty.mkdir(parents=True)
+        assert sorted(path.name for path in import_official(generator, empty)) == ["config.json", "model.safetensors"]
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("apnet2_tts_plugin.weights.convert.save_weights", fail)
+    with pytest.raises(OSError, match="disk full"):
+        import_official(generator, tmp_path / "failed")
+    assert not (tmp_path / "failed").exists()
 
 
 def test_official_freev(tmp_path, out):

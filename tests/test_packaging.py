@@ -104,6 +104,7 @@ def test_wheel(wheel):
     assert "apnet2 = apnet2_tts_plugin.cli:main" in entry_points
     assert "MPL-2.0" in (metadata["License"], metadata["License-Expression"])
     assert {"dev", "eval"} <= set(metadata.get_all("Provides-Extra"))
+    assert "coqui-tts[codec,server]>=0.28" in metadata.get_all("Requires-Dist")  # `tts-server` needs the one extra
 
 
 @pytest.mark.parametrize("kind", ["wheel", "editable"])

@@ -135,6 +135,15 @@ def test_plan_is_printed_unless_the_sound_is(pipe, glow_tts, vocoder, tmp_path, 
     assert not lines if pipe else len(lines) == 1 and b"approximately (mel_fmax)" in lines[0]
 
 
+@pytest.mark.parametrize(("audio", "level"), [({}, "INFO"), (dict(sample_rate=8000, mel_fmax=4000.0), "WARNING")])
+def test_coquis_default_settings_are_no_warning(audio, level, vocoder, tmp_path, caplog):
+    """But half of the vocoder's range missing is one."""
+    with caplog.at_level("INFO", "TTS.apnet2"):
+        tts_api(build("glow_tts", tmp_path / "glow", **audio), vocoder_path=vocoder)
+    (record,) = [record for record in caplog.records if record.name == "TTS.apnet2"]
+    assert record.levelname == level and "converted approximately" in record.message
+
+
 def test_seconds_are_those_of_the_sound(vocoder, tmp_path):
     """Start and end of sentences, where the vocoder's sample rate is half of the acoustic model's."""
     api = tts_api(build("glow_tts", tmp_path / "glow", sample_rate=44100), vocoder_path=vocoder)

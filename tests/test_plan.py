@@ -218,7 +218,8 @@ def test_reference_is_like_speech():
     [
         ({}, logging.INFO, "APNet2 vocodes the mel of glow_tts as it is"),
         (dict(log_func="np.log10"), logging.INFO, "exactly (log_func)"),
-        (dict(mel_fmax=None), logging.WARNING, "approximately (mel_fmax): mean error 1.1 dB"),
+        (dict(mel_fmax=None), logging.INFO, "approximately (mel_fmax): mean error 1.1 dB"),
+        (dict(mel_fmax=4000.0), logging.WARNING, "approximately (mel_fmax): mean error 1"),
     ],
 )
 def test_plan_is_announced(settings, level, words, caplog, monkeypatch):

@@ -18,9 +18,9 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home" / "tts"
 
 
-def make_model(folder: Path, weights=b"weights", name="model.safetensors", model="apnet2") -> Path:
+def make_model(folder: Path, weights=b"weights", name="model.safetensors", model="apnet2", dataset="") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"model": model}))
+    (folder / "config.json").write_text(json.dumps({"model": model, "dataset": dataset}))
     (folder / name).write_bytes(weights)
     return folder
 
@@ -30,11 +30,26 @@ def test_install_and_find(home, tmp_path):
     (model / "README.md").write_text("card")
     (model / "events.log").write_text("not copied")
     folder = store.install(model, "best_v1.0-x")
-    assert folder == home / "vocoder_models--en--ljspeech--best_v1.0-x"
+    assert folder == home / "vocoder_models--universal--unknown--best_v1.0-x"
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert store.names() == {"best_v1.0-x": folder}
-    assert store.resolve("best_v1.0-x") == store.resolve("vocoder_models/en/ljspeech/best_v1.0-x") == folder
+    assert store.resolve("best_v1.0-x") == store.resolve("vocoder_models/universal/unknown/best_v1.0-x") == folder
     assert [path.name for path in home.iterdir()] == [folder.name]
+
+
+def test_full_names_have_the_dataset(home, tmp_path):
+    """A model of another dataset takes the place of one of its name, as any other does."""
+    for dataset in ("en/ljspeech", "de/thorsten-2022"):
+        folder = store.install(make_model(tmp_path / "model", dataset=dataset), "b--1")
+        full_name = f"vocoder_models/{dataset}/b--1"
+        assert store.full_name(folder) == full_name and store.resolve(full_name) == folder
+        assert list(home.iterdir()) == [folder] and store.names() == {"b--1": folder}
+    with pytest.raises(ModelNotFoundError, match="known: b--1"):
+        store.resolve("vocoder_models/en/ljspeech/b--1")
+    bundled = make_model(tmp_path / "bundled" / "c", dataset="en/vctk")
+    assert store.full_name(bundled) == "vocoder_models/en/vctk/c"
+    for nonsense in ("en", "a/b/c", "a/b--c", 3):
+        assert store.full_name(make_model(bundled, dataset=nonsense)) == "vocoder_models/universal/unknown/c"
 
 
 def test_users_model_hides_bundled_one(tmp_path):
@@ -106,7 +121,7 @@ def test_folders_that_are_refused(tmp_path):
 
 
 def test_a_foreign_model_is_neither_listed_nor_replaced(home, tmp_path):
-    foreign = make_model(home / "vocoder_models--en--ljspeech--theirs", model="gan", name="model_file.pth")
+    foreign = make_model(home / "vocoder_models--universal--unknown--theirs", model="gan", name="model_file.pth")
     assert store.names() == {}
     with pytest.raises(ModelError, match="choose another name"):
         store.install(make_model(tmp_path / "model"), "theirs")
@@ -132,7 +147,8 @@ def test_unknown_name_lists_the_known(tmp_path):
 
 def test_which_names_are_ours(tmp_path):
     store.install(make_model(tmp_path / "model"), "best")
-    for name in ("best", "vocoder_models/en/ljspeech/best", "apnet2", "APNet2-x", "vocoder_models/en/ljspeech/apnet2"):
+    unknown = "vocoder_models/universal/unknown"
+    for name in ("best", f"{unknown}/best", "apnet2", "APNet2-x", "vocoder_models/en/vctk/apnet2"):
         assert store.is_apnet2(name), name
-    for name in ("hifigan_v2", "vocoder_models/en/vctk/apnet2", "tts_models/en/ljspeech/best", "other"):
+    for name in ("hifigan_v2", "vocoder_models/en/vctk/best", "tts_models/en/ljspeech/best", "other"):
         assert not store.is_apnet2(name), name

@@ -11,9 +11,10 @@ import pytest
 import tiny
 import torch
 from trainer.io import get_last_checkpoint, save_fsspec
+from TTS.config import read_json_with_comments
 
 from apnet2_tts_plugin.errors import CheckpointError
-from apnet2_tts_plugin.files import write_atomically, write_text
+from apnet2_tts_plugin.files import read_json, write_atomically, write_text
 from apnet2_tts_plugin.weights.checkpoints import read_tensors, verify
 
 
@@ -103,6 +104,20 @@ def test_atomic_write(error, tmp_path):
         assert before == list(path.parent.iterdir())
         write_text(path, "whole")
         assert [path] == list(path.parent.iterdir()) and path.read_text() == "whole"
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": 1} // b', '// {\n{"a": "//\\"//"} //', '{"a": 1}', "// a", '{"a": /* b */ 1}', "{"]
+)
+def test_json_is_read_as_coqui_reads_it(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    try:
+        expected = read_json_with_comments(str(tmp_path / "config.json"))
+    except ValueError:
+        with pytest.raises(ValueError, match="line 1|char 0"):
+            read_json(tmp_path / "config.json")
+    else:
+        assert read_json(tmp_path / "config.json") == expected
 
 
 def test_atomic_write_lasts(tmp_path, monkeypatch):

@@ -150,7 +150,7 @@ def make_config(args: FinetuningArgs, source: Apnet2Config, run_name: str, recor
     features = Path(args.output_path, EXTRACTED)
     settings = {name: source[name] for name in INHERITED} | recipe.run_settings(args, len(recordings))
     settings |= {"data_path": str(features / "wavs"), "feature_path": str(features / "mels")}
-    return Apnet2Config(run_name=run_name, **settings)
+    return Apnet2Config(run_name=run_name, dataset="en/ljspeech", **settings)
 
 
 def finetune(args: FinetuningArgs, models: tuple[str, ...], run_name: str) -> None:

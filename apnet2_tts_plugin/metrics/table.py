@@ -50,9 +50,9 @@ METRICS = (
     Metric("snr_db", "SNR, dB", spectral.snr_db, 1, 2, (), "of the waveforms; arXiv 2311.11545"),
     Metric("las_rmse_db", "LAS-RMSE, dB", spectral.las_rmse_db, -1, 2, (), "log amplitudes; arXiv 2311.11545"),
     Metric("mcd_db", "MCD, dB", cepstral.mcd_db, -1, 2, WORLD, "Kubichek 1993, on WORLD's envelopes"),
-    Metric("f0_rmse_cents", "F0-RMSE, cents", pitch.f0_rmse_cents, -1, 1, WORLD, "Harvest; voiced in both"),
-    Metric("vuv_error_percent", "V/UV error, %", pitch.voicing_error_percent, -1, 2, WORLD, "Harvest"),
-    Metric("periodicity_rmse", "Periodicity RMSE", pitch.periodicity_rmse, -1, 3, WORLD, "cross-correlation"),
+    Metric("f0_rmse_cents", "F0-RMSE, cents", pitch.f0_rmse_cents, -1, 1, (), "pYIN; voiced in both"),
+    Metric("vuv_error_percent", "V/UV error, %", pitch.voicing_error_percent, -1, 2, (), "pYIN"),
+    Metric("periodicity_rmse", "Periodicity RMSE", pitch.periodicity_rmse, -1, 3, (), "cross-correlation"),
     Metric(
         "multi_resolution_stft", "Multi-resolution STFT", spectral.multi_resolution_stft, -1, 3, (), "arXiv 1910.11480"
     ),

@@ -10,9 +10,13 @@ from apnet2_tts_plugin.pairing.plan import LATENT, WAVEFORM, Plan, Verdict
 
 logger = logging.getLogger("TTS.apnet2")  # below coqui's own logger, which its commands show
 
+USUAL_ERROR = 2.5  # dB; coqui's default settings have 1.5, those that lack a part of the vocoder's range far more
+
 
 def announce(pairing: Pairing) -> Pairing:
-    """Log what a pairing does, as a warning if it is approximate, or refuse that if `APNET2_STRICT` is set.
+    """Log what a pairing does, or refuse it if it is approximate and `APNET2_STRICT` is set.
+
+    It is a warning where the mean error is above `USUAL_ERROR`.
 
     Raises:
         PairingError: if it is approximate and `APNET2_STRICT` is in the environment, and neither empty nor 0.
@@ -23,7 +27,8 @@ def announce(pairing: Pairing) -> Pairing:
     elif strict:
         raise PairingError(f"{summary(pairing)}; APNET2_STRICT allows no approximation")
     else:
-        logger.warning("%s; `apnet2 pair` tells more", summary(pairing))
+        level = logging.WARNING if mean_error_db(pairing) > USUAL_ERROR else logging.INFO
+        logger.log(level, "%s; `apnet2 pair` tells more", summary(pairing))
     return pairing
 
 

@@ -1,6 +1,5 @@
 """From one kind of file to another: exports of checkpoints, and imports of the official files."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from torch import nn
 
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import CheckpointError, one_line
-from apnet2_tts_plugin.files import write_atomically
+from apnet2_tts_plugin.files import fill_folder, read_json, write_atomically
 from apnet2_tts_plugin.network.discriminators import multi_period, multi_resolution
 from apnet2_tts_plugin.network.generator import Generator
 from apnet2_tts_plugin.weights import official
@@ -23,6 +22,7 @@ from apnet2_tts_plugin.weights.checkpoints import (
     save_config,
     save_weights,
 )
+from apnet2_tts_plugin.weights.find import CONFIG_NAME
 
 
 def export(checkpoint_path: str | os.PathLike[Any], out: str | os.PathLike[Any], half: bool = False) -> list[Path]:
@@ -30,7 +30,7 @@ def export(checkpoint_path: str | os.PathLike[Any], out: str | os.PathLike[Any],
 
     Args:
         checkpoint_path: A `.pth` file of the Trainer; it holds the configuration too.
-        out: Folder to write to; made if need be.
+        out: Folder to write to, new or empty.
         half: Store float16, half the size, read back as float32.
 
     Returns:
@@ -39,6 +39,7 @@ def export(checkpoint_path: str | os.PathLike[Any], out: str | os.PathLike[Any],
     Raises:
         CheckpointError: if the file cannot be read, or is not APNet2's.
         ConfigError: if its configuration makes no sense.
+        OutputError: if there is something in `out` already, such as the run that the checkpoint is of.
     """
     content = read_tensors(checkpoint_path)
     settings = content.get("config")
@@ -49,8 +50,10 @@ def export(checkpoint_path: str | os.PathLike[Any], out: str | os.PathLike[Any],
         config[name] = getattr(Apnet2Config, name)
     generator = Generator(config)
     load_strictly(generator, generator_state(content, checkpoint_path), checkpoint_path)
-    out = Path(out)
-    return [save_config(config, out), save_weights(generator, out, torch.float16 if half else torch.float32)]
+    with fill_folder(out, last=CONFIG_NAME) as folder:
+        save_config(config, folder)
+        save_weights(generator, folder, torch.float16 if half else torch.float32)
+    return _files(out)
 
 
 def import_official(
@@ -63,7 +66,7 @@ def import_official(
 
     Args:
         generator_path: Official `g_XXXXXXXX`.
-        out: Folder to write `config.json` and `model.safetensors` to; made if need be.
+        out: Folder to write `config.json` and `model.safetensors` to, new or empty.
         discriminators_path: Official `do_XXXXXXXX`; with it, `checkpoint_<steps>.pth` to fine-tune from is written too.
         config_path: Official `config.json` with the audio settings; those of LJSpeech by default.
 
@@ -73,6 +76,7 @@ def import_official(
     Raises:
         CheckpointError: if a file cannot be read, a tensor is missing, unexpected or misshapen, or the settings in
             `config_path` make no sense; nothing is written.
+        OutputError: if there is something in `out` already.
     """
     content = read_tensors(generator_path)
     state = official.rename_official(
@@ -84,13 +88,18 @@ def import_official(
     checkpoint = None
     if discriminators_path is not None:
         checkpoint = _training_checkpoint(generator, config, discriminators_path)
-    out = Path(out)
-    written = [save_config(config, out), save_weights(generator, out)]
-    if checkpoint is not None:
-        path = out / f"checkpoint_{checkpoint['step']}.pth"
-        write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
-        written.append(path)
-    return written
+    with fill_folder(out, last=CONFIG_NAME) as folder:
+        save_config(config, folder)
+        save_weights(generator, folder)
+        if checkpoint is not None:
+            path = folder / f"checkpoint_{checkpoint['step']}.pth"
+            write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
+    return _files(out)
+
+
+def _files(folder: str | os.PathLike[Any]) -> list[Path]:
+    """What a model folder holds: configuration and weights, then a checkpoint if there is one."""
+    return sorted(Path(folder).iterdir(), key=lambda path: (path.suffix == ".pth", path.name))
 
 
 def _training_checkpoint(
@@ -122,7 +131,7 @@ def _official_config(
     if config_path is None:
         return config
     try:
-        settings = json.loads(Path(config_path).read_text(encoding="utf-8"))
+        settings = read_json(config_path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{config_path}: not a readable JSON file ({one_line(error)})") from error
     try:

@@ -1,8 +1,8 @@
 """Named local models: folders with a `config.json` and a weight file, found by the names `tts --vocoder_name` takes.
 
-The user's models lie where coqui-tts keeps those it downloads: `<user data>/vocoder_models--en--ljspeech--<name>`, with
-`TTS_HOME` honoured. Models that ship with the plugin lie in `bundled/<name>` in this package. Under the same name,
-the user's model is taken.
+The user's models lie where coqui-tts keeps those it downloads: `<user data>/vocoder_models--<dataset>--<name>`, with
+`TTS_HOME` honoured; the dataset is that of the model's configuration, such as `en--ljspeech`. Models that ship with the
+plugin lie in `bundled/<name>` in this package. Under the same name, the user's model is taken.
 """
 
 import json
@@ -12,13 +12,16 @@ import shutil
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from trainer.io import get_user_data_dir
 
 from apnet2_tts_plugin.errors import ModelError, ModelNotFoundError
+from apnet2_tts_plugin.files import read_json
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
 
-PREFIX = "vocoder_models/en/ljspeech/"
+KIND = "vocoder_models"
+UNKNOWN = "universal/unknown"  # language and dataset of a model whose configuration does not say them
 BUNDLED = Path(__file__).parents[1] / "bundled"
 
 SHORTHANDS = {"xtts"}  # names that coqui-tts takes for a model of another name
@@ -26,43 +29,53 @@ SHORTHANDS = {"xtts"}  # names that coqui-tts takes for a model of another name
 
 def names() -> dict[str, Path]:
     """The names of all models, sorted, with their folders."""
-    unnamed = _user_folder("")
     bundled = {folder.name: folder for folder in _model_folders(BUNDLED, "*")}
-    users = {folder.name[len(unnamed.name) :]: folder for folder in _model_folders(unnamed.parent, f"{unnamed.name}*")}
+    users = {
+        folder.name.split("--", 3)[3]: folder for folder in _model_folders(get_user_data_dir("tts"), f"{KIND}--*--*--*")
+    }
     return dict(sorted({**bundled, **users}.items()))
+
+
+def full_name(folder: Path) -> str:
+    """The name of the model in `folder`, one of `names`, as coqui-tts writes it: with kind, language and dataset."""
+    if folder.parent != BUNDLED:
+        return "/".join(folder.name.split("--", 3))
+    return f"{KIND}/{_dataset(folder)}/{folder.name}"
 
 
 def resolve(name_or_folder: str | os.PathLike) -> Path:
     """The folder of a model.
 
     Args:
-        name_or_folder: A name (`apnet2`), a full name (`vocoder_models/en/ljspeech/apnet2`) or the path of a folder.
+        name_or_folder: A name (`apnet2`), a full name (`vocoder_models/en/natural/apnet2`) or the path of a folder.
 
     Raises:
         ModelNotFoundError: if it is none of these; the message lists the known names.
         ModelError: if it is a folder without an APNet2 model.
     """
-    known = names()
-    name = short_name(str(name_or_folder))
-    if name in known:
-        return known[name]
+    if (named := _find(str(name_or_folder))) is not None:
+        return named
     folder = Path(name_or_folder)
     if not folder.is_dir():
-        msg = f"no APNet2 model is called {str(name_or_folder)!r}; known: {', '.join(known) or 'none'}"
-        raise ModelNotFoundError(msg)
+        raise _no_such_model(str(name_or_folder))
     _check_model(folder)
     return folder
 
 
-def short_name(name: str) -> str:
-    """`name` without the `vocoder_models/en/ljspeech/` of a full name."""
-    return name.removeprefix(PREFIX)
-
-
 def is_apnet2(name: str) -> bool:
     """Whether `name`, short or full, is a model's here or can only mean one, as every `apnet2...` does."""
-    short = short_name(name)
-    return short in names() or ("/" not in short and short.lower().startswith("apnet2"))
+    short = name.rpartition("/")[2] if name.startswith(f"{KIND}/") else name
+    return _find(name) is not None or ("/" not in short and short.lower().startswith("apnet2"))
+
+
+def _find(name: str) -> Path | None:
+    """The folder of the model that has this name, short or full."""
+    known = names()
+    return known.get(name) or next((folder for folder in known.values() if full_name(folder) == name), None)
+
+
+def _no_such_model(name: str) -> ModelNotFoundError:
+    return ModelNotFoundError(f"no APNet2 model is called {name!r}; known: {', '.join(names()) or 'none'}")
 
 
 def is_model(folder: str | os.PathLike) -> bool:
@@ -72,11 +85,13 @@ def is_model(folder: str | os.PathLike) -> bool:
 
 def is_config(path: str | os.PathLike) -> bool:
     """Whether `path` is a JSON file that says `"model": "apnet2"`; False if it cannot be read."""
-    try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and str(config.get("model")).lower() == "apnet2"
+    return str(_settings(path).get("model")).lower() == "apnet2"
+
+
+def _dataset(folder: str | os.PathLike) -> str:
+    """Language and dataset of the model in `folder`."""
+    dataset = str(_settings(Path(folder, CONFIG_NAME)).get("dataset"))
+    return dataset if dataset.count("/") == 1 and "--" not in dataset else UNKNOWN
 
 
 def install(folder: str | os.PathLike, name: str) -> Path:
@@ -98,9 +113,12 @@ def install(folder: str | os.PathLike, name: str) -> Path:
     """
     _check_name(name)
     _check_model(folder)
-    target = _user_folder(name)
+    target = get_user_data_dir("tts") / f"{KIND}/{_dataset(folder)}/{name}".replace("/", "--")
     if target.exists() and not is_model(target):
         raise ModelError(f"{target} exists and is no APNet2 model; choose another name")
+    replaced = names().get(name)
+    if replaced is not None and replaced.parent == BUNDLED:
+        replaced = None
     files = [Path(folder, CONFIG_NAME), find_weights(folder), Path(folder, "README.md")]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".apnet2-", dir=target.parent) as temporary:
@@ -108,13 +126,13 @@ def install(folder: str | os.PathLike, name: str) -> Path:
         new.mkdir()
         for file in filter(Path.is_file, files):
             shutil.copyfile(file, new / file.name)
-        if target.exists():
-            target.rename(old)
+        if replaced is not None:
+            replaced.rename(old)
         try:
             new.rename(target)
         except OSError:
-            if old.exists():
-                old.rename(target)
+            if replaced is not None:
+                old.rename(replaced)
             raise
     return target
 
@@ -126,21 +144,26 @@ def remove(name: str) -> None:
         ModelNotFoundError: if no model has this name.
         ModelError: if only a bundled model has it.
     """
-    folder = names().get(short_name(name))
+    folder = _find(name)
     if folder is None:
-        raise ModelNotFoundError(f"no APNet2 model is called {name!r}; known: {', '.join(names()) or 'none'}")
+        raise _no_such_model(name)
     if folder.parent == BUNDLED:
-        raise ModelError(f"{short_name(name)!r} ships with apnet2-tts-plugin and cannot be removed")
+        raise ModelError(f"{folder.name!r} ships with apnet2-tts-plugin and cannot be removed")
     with tempfile.TemporaryDirectory(prefix=".apnet2-", dir=folder.parent) as temporary:
         folder.rename(Path(temporary, "old"))  # gone at once, whatever becomes of the files
 
 
-def _user_folder(name: str) -> Path:
-    return get_user_data_dir("tts") / f"vocoder_models--en--ljspeech--{name}"
-
-
 def _model_folders(parent: Path, pattern: str) -> list[Path]:
     return [folder for folder in parent.glob(pattern) if is_model(folder)]
+
+
+def _settings(path: str | os.PathLike) -> dict[str, Any]:
+    """The settings in a JSON file; none if it cannot be read or holds something else."""
+    try:
+        settings = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def _check_model(folder: str | os.PathLike) -> None:

@@ -47,6 +47,7 @@ def make_config(args: Args) -> Apnet2Config:
     other_terms = {"real": 5.0, "imaginary": 5.0, "multi_resolution_stft": 200.0}
     return Apnet2Config(
         run_name="apnet2_flite",
+        dataset="en/flite",
         # five times the official length: GRN pools over time, and so few layers rely on what a short segment pools
         seq_len=args.seq_len,
         # 3.0 M parameters: FreeV's start leaves little to do for the amplitude

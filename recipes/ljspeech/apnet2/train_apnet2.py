@@ -33,7 +33,9 @@ def make_config(args: Args) -> Apnet2Config:
     settings = recipe.run_settings(args, len(find_audio(args.data_path)))
     if args.phase_start != "none":
         settings |= dict(phase_start=args.phase_start, consistency_iterations=2)
-    return Apnet2Config(run_name="apnet2_ljspeech", feature_path=args.feature_path or None, **settings)
+    return Apnet2Config(
+        run_name="apnet2_ljspeech", dataset="en/ljspeech", feature_path=args.feature_path or None, **settings
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -53,6 +53,7 @@ def make_config(args: Args) -> Apnet2Config:
     hop_length = latent_hop(vits)
     return Apnet2Config(
         run_name="apnet2_vits_ljspeech",
+        dataset="en/ljspeech",
         feature_path=args.feature_path,
         input_features="latent",
         latent_channels=vits.model_args.hidden_channels,

@@ -61,6 +61,7 @@ def make_config(args: Args) -> Apnet2Config:
     other_terms = {"real": 10.0, "imaginary": 10.0, "multi_resolution_stft": 60.0, "pitch": 10.0, "voicing": 10.0}
     return Apnet2Config(
         run_name="apnet2_natural",
+        dataset="en/natural",
         seq_len=args.seq_len,
         # four frames ahead, three for an iteration, two for the inverse STFT: nine in all
         amplitude_start="pseudo_inverse",
