@@ -41,7 +41,7 @@ def _plcmos(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> fl
     return opinion.plcmos(degraded, sample_rate)
 
 
-WORLD, MOS = ("pyworld",), ("onnxruntime", "speechmos")
+WORLD, MOS = ("pyworld",), ("librosa.filters", "onnxruntime", "speechmos")
 METRICS = (
     Metric("pesq_wb", "PESQ-WB", speech.pesq_wb, 1, 2, ("pesq",), "ITU-T P.862.2, at 16 kHz"),
     Metric("stoi", "STOI", speech.stoi, 1, 3, ("pystoi",), "Taal et al. 2011, at 10 kHz"),
