@@ -490,9 +490,9 @@ def _install(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from apnet2_tts_plugin import loader
+    from apnet2_tts_plugin.weights import store
 
-    for row in loader.model_table():
+    for row in store.model_table():
         print(row)
     return 0
 

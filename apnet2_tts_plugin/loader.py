@@ -4,17 +4,15 @@ import os
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from trainer.io import get_user_data_dir
 from TTS.config import BaseAudioConfig, load_config
 from TTS.utils.audio import AudioProcessor
 from TTS.vocoder.configs.shared_configs import BaseVocoderConfig
 
 from apnet2_tts_plugin.config import Apnet2Config
-from apnet2_tts_plugin.errors import Apnet2Error, ModelError, one_line
+from apnet2_tts_plugin.errors import ModelError, one_line
 from apnet2_tts_plugin.files import read_json
 from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.weights import store
@@ -76,7 +74,7 @@ def read_acoustic_config(name_or_path: str | os.PathLike):
     Raises:
         ModelError: if there is none that can be read, or it is a vocoder's.
     """
-    downloaded = get_user_data_dir("tts") / str(name_or_path).replace("/", "--")
+    downloaded = store.data_folder() / str(name_or_path).replace("/", "--")
     path = downloaded if downloaded.is_dir() else Path(name_or_path)
     path = path / CONFIG_NAME if path.is_dir() else path
     if not path.is_file():
@@ -127,20 +125,6 @@ def audio_processor(tts_config) -> AudioProcessor | None:
         if getattr(ap, name) < 2:
             raise ModelError(f"audio.{name} of {tts_config.model}: {getattr(ap, name)}, expected at least 2")
     return ap
-
-
-def model_table() -> Iterator[str]:
-    """One line for each named model: name, origin, input, sample rate, size and folder, or what is wrong with it."""
-    for name, folder in store.names().items():
-        origin = "bundled" if folder.parent == store.BUNDLED else "user"
-        try:
-            size = find_weights(folder).stat().st_size / 1e6
-            config = read_config(folder / CONFIG_NAME)
-            taken = f"{config.input_features} of {config.n_inputs}"
-            facts = f"{taken:13}  {config.audio.sample_rate:6d} Hz  {size:7.1f} MB  {folder}"
-        except Apnet2Error as error:
-            facts = f"broken: {error}"
-        yield f"{name:16}  {origin:7}  {facts}"
 
 
 def usable_device(name: str) -> torch.device:

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from trainer import Trainer
 from trainer.logging import BaseDashboardLogger
 from trainer.trainer_utils import get_optimizer, get_scheduler
+from TTS.utils.audio import AudioProcessor
 from TTS.vocoder.models.base_vocoder import BaseVocoder
 
 from apnet2_tts_plugin.config import MAX_ITERATIONS, Apnet2Config
@@ -58,7 +60,8 @@ class Apnet2(BaseVocoder):
     config: Apnet2Config
 
     def __init__(self, config: Apnet2Config):
-        super().__init__(config)
+        super(BaseVocoder, self).__init__()  # for what BaseVocoder's own does, see `ap`
+        self.config = config
         config.check_values()
         self.generator = Generator(config)
         self.mpd = self.mrd = None  # until training needs them: see add_discriminators
@@ -68,6 +71,14 @@ class Apnet2(BaseVocoder):
         self.session: Session | None = None  # from here on: what a Trainer sets
         self.grad_accum_steps = 1
         self.small_run: int | None = None
+
+    @cached_property
+    def ap(self) -> AudioProcessor:
+        """coqui's audio processor, which each of its vocoders has; made when it is asked for.
+
+        It needs librosa's filters, hence numba and scipy: a second of imports, and a folder to write compiled code to.
+        """
+        return AudioProcessor(self.config.audio)
 
     def add_discriminators(self) -> None:
         """Make the discriminators, larger than the generator and of no use to vocode with, unless they are there."""

@@ -3,8 +3,6 @@
 import json
 import logging
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import command_line
@@ -122,10 +120,20 @@ def test_folder_named_like_a_model(model, apnet2):
     assert status == 1 and "one other .pth" in one_line(err)
 
 
-def test_list_says_what_is_broken(model, apnet2):
-    no_weights(model)
+@pytest.mark.parametrize("spoil", [no_weights, *(setting("audio", "sample_rate", rate) for rate in ("fast", None))])
+def test_list_says_what_is_broken(spoil, model, apnet2):
+    spoil(model)
     status, out, _ = apnet2("list")
     assert status == 0 and "broken: " in out and len(out.splitlines()) == 1
+
+
+def test_list_knows_the_defaults(model, apnet2):
+    """What is not in a configuration, it need not import the class of configurations for."""
+    for settings in ({}, {"input_features": "latent"}, {"input": "latent", "speaker_channels": 256}):
+        (model / "config.json").write_text(json.dumps({"model": "apnet2"} | settings))
+        config = loader.read_config(model / "config.json")
+        expected = f"{config.input_features} of {config.n_inputs} {config.audio.sample_rate} Hz"
+        assert apnet2("list")[1].split()[2:7] == expected.split()
 
 
 @pytest.mark.parametrize(
@@ -212,12 +220,12 @@ def test_each_error_of_ours_is_one_line(error, apnet2, monkeypatch):
     def model_table():
         raise error("what and why")
 
-    monkeypatch.setattr(loader, "model_table", model_table)
+    monkeypatch.setattr(store, "model_table", model_table)
     assert apnet2("list") == (1, "", "apnet2: what and why\n")
 
 
 def test_our_own_mistakes_are_not_hidden(apnet2, monkeypatch):
-    monkeypatch.setattr(loader, "model_table", lambda: int("x"))
+    monkeypatch.setattr(store, "model_table", lambda: int("x"))
     with pytest.raises(ValueError, match="invalid literal"):
         apnet2("list")
 
@@ -230,18 +238,6 @@ def test_only_our_warnings_are_shown(apnet2, monkeypatch):
         logging.getLogger("apnet2_tts_plugin.config").warning("ours")
         return []
 
-    monkeypatch.setattr(loader, "model_table", model_table)
+    monkeypatch.setattr(store, "model_table", model_table)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's
     assert apnet2("list") == (0, "", "apnet2: ours\n")
-
-
-def test_help_does_not_wait_for_torch():
-    code = """
-import sys
-from apnet2_tts_plugin import cli
-try:
-    cli.main(["--help"])
-finally:
-    assert not {"torch", "numpy", "TTS"} & set(sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

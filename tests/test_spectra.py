@@ -7,7 +7,7 @@ import torch
 from golden_weights import golden_waveform
 
 from apnet2_tts_plugin.errors import DataError
-from apnet2_tts_plugin.network.spectra import ISTFT, STFT, LogMel, log_amplitude, phase
+from apnet2_tts_plugin.network.spectra import ISTFT, STFT, LogMel, log_amplitude, mel_basis, phase
 
 SIZES = [(1024, 256, 1024), (1024, 256, 800), (512, 200, 400), (2048, 300, 1200)]
 
@@ -64,6 +64,18 @@ def test_log_mel_agrees_with_librosa_in_float64(log_mel, waveform):
     basis = librosa.filters.mel(sr=22050, n_fft=1024, n_mels=80, fmin=0, fmax=8000, dtype=np.float64)
     theirs = np.log(np.maximum(basis @ np.sqrt(magnitude**2 + 1e-9), 1e-5))
     np.testing.assert_allclose(log_mel(waveform[:1])[0].numpy(), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [(22050, 1024, 80, 0.0, 8000.0), (22050, 1024, 80, 0.0, None), (11025, 512, 40, 50, None), (8000, 256, 20, 0, 900)],
+)
+def test_mel_filters_are_librosas(sizes):
+    rate, n_fft, n_mels, fmin, fmax = sizes
+    theirs = librosa.filters.mel(sr=rate, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax)
+    ours = mel_basis(*sizes)
+    assert ours.dtype == theirs.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs, atol=1e-7 * theirs.max(), rtol=0)
 
 
 def test_silence_stays_finite(log_mel):

@@ -20,6 +20,7 @@ from apnet2_tts_plugin.audio import SUFFIXES, read_recording
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import DataError, ModelError, one_line
 from apnet2_tts_plugin.loader import load_model
+from apnet2_tts_plugin.metrics.inputs import optional_package
 from apnet2_tts_plugin.network.spectra import LogMel, whole_hops
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
 
@@ -130,6 +131,7 @@ class GriffinLim:
         if not iterations.isdecimal() or int(iterations) < 1:
             raise ModelError(f"griffin_lim:{iterations}: expected a number of iterations, such as griffin_lim:60")
         self.iterations = int(iterations)
+        optional_package("librosa.filters")  # a line here instead of a traceback at the first file
         self.audio = Apnet2Config().audio
         self.log_mel = LogMel.from_audio_config(self.audio)
 
