@@ -1,6 +1,9 @@
-"""Reading recordings: which files there are, and their samples."""
+"""Recordings: which files there are, their samples, and writing them."""
 
+import io
+import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile as sf
@@ -8,38 +11,148 @@ import soxr
 
 from apnet2_tts_plugin.errors import DataError
 
-SUFFIXES = (".wav", ".flac")
+FORMATS = {  # what is written, libsndfile's format and coding, by suffix
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".oga": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
+    ".aif": ("AIFF", "PCM_16"),
+    ".aiff": ("AIFF", "PCM_16"),
+    ".au": ("AU", "PCM_16"),
+    ".caf": ("CAF", "PCM_16"),
+    ".w64": ("W64", "PCM_16"),
+}
+READ_BY_FFMPEG = (".m4a", ".mp4", ".aac", ".wma", ".webm", ".mka", ".amr", ".ac3")
+SUFFIXES = (*FORMATS, ".aifc", ".snd", ".rf64", ".sph", *READ_BY_FFMPEG)
 UNKNOWN_LENGTH = 2**40  # samples; FLAC files that were written through a pipe claim 2**63 - 1
+OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+BLOCK = 65536  # samples written at once: libvorbis overflows the stack with many more
+CANCELLED = 0.01  # level of a mix, relative to its channels, from which on they are taken to cancel each other out
+LOUDEST = 10.0  # peak above which samples are no sound in [-1, 1], which may be overdriven, but integers
+
+
+class StandardInput(io.BytesIO):
+    """A file that came through standard input."""
+
+    def __str__(self) -> str:
+        return "standard input"
+
+
+Source = Path | StandardInput
 
 
 def find_audio(folder: str | Path) -> list[Path]:
-    """All WAV and FLAC files below `folder`, sorted by their path.
+    """All recordings below `folder`, known by their suffixes, sorted by their path; hidden files are left out.
 
     Raises:
-        DataError: if there is no such folder, or none of these files in it.
+        DataError: if there is no such folder, or no recording in it.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder, expected one with the training audio (config field `data_path`)")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if has_suffix(path, SUFFIXES) and not path.is_dir())
     if not paths:
-        raise DataError(f"{folder}: no {' or '.join(SUFFIXES)} file below this folder")
+        raise DataError(f"{folder}: no recording ({', '.join(FORMATS)}, ...) below this folder")
     return paths
+
+
+def has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
+    """Whether `path` ends in one of these, in upper or lower case, and is not hidden as `._name.wav` is."""
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
+
+
+def open_audio(source: str | Path | BinaryIO) -> sf.SoundFile:
+    """Open a file to read from, whatever bytes its name has."""
+    return sf.SoundFile(source if hasattr(source, "read") else os.fsencode(source))
 
 
 def read_audio(path: str | Path, sample_rate: int, start: int = 0, n_samples: int = -1) -> np.ndarray:
     """Read a file, or `n_samples` of it from `start` (at the file's own rate), as mono float32 at `sample_rate` Hz.
 
     Raises:
-        DataError: if it cannot be read there, or has NaN or infinite samples.
+        DataError: if it cannot be read there, has NaN or infinite samples, or its channels cancel each other out.
     """
     try:
-        with sf.SoundFile(path) as file:
+        with open_audio(path) as file:
             file.seek(start)
-            waveform = file.read(n_samples, dtype="float32", always_2d=True).mean(axis=1)
-            rate = file.samplerate
+            samples, rate = file.read(n_samples, dtype="float32", always_2d=True), file.samplerate
     except sf.LibsndfileError as error:
         raise DataError(f"{path}: cannot be read at sample {start} ({error.error_string})") from error
-    if not np.isfinite(waveform).all():
-        raise DataError(f"{path}: has NaN or infinite samples")
+    waveform = _mono(path, samples)
     return waveform if rate == sample_rate else soxr.resample(waveform, rate, sample_rate)
+
+
+def read_recording(source: str | Path | StandardInput) -> tuple[np.ndarray, int]:
+    """A whole recording as (N,) in float32, channels mixed down, and its sample rate in Hz.
+
+    Its content counts, not its suffix: libsndfile reads WAV, FLAC, MP3, Ogg, Opus, AIFF and others, and what it does
+    not know, such as M4A, FFmpeg reads where it is installed.
+
+    Raises:
+        DataError: if it cannot be read, is empty, has NaN, is in integer scale, or its channels cancel each other out.
+    """
+    try:
+        file = open_audio(source)
+    except sf.LibsndfileError as error:
+        samples, rate = _read_with_ffmpeg(source, error.error_string.rstrip("."))
+    else:
+        with file:
+            if file.frames >= UNKNOWN_LENGTH:
+                raise DataError(f"{source}: does not tell its length; writing it anew helps")
+            try:
+                samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+            except sf.LibsndfileError as error:
+                raise DataError(f"{source}: is damaged ({error.error_string})") from error
+    if not len(samples):
+        raise DataError(f"{source}: has no samples")
+    waveform = _mono(source, samples)
+    peak = np.abs(waveform).max()
+    if peak > LOUDEST:
+        raise DataError(f"{source}: its samples reach {peak:.4g}, expected -1 to 1; divide those of 16 bit by 32768")
+    return waveform, rate
+
+
+def _read_with_ffmpeg(source: str | Path | StandardInput, refusal: str) -> tuple[np.ndarray, int]:
+    """Samples (N, channels) and sample rate of a file that libsndfile refused."""
+    try:
+        content = source.getvalue() if isinstance(source, StandardInput) else Path(source).read_bytes()
+        from torchcodec.decoders import AudioDecoder  # which loads FFmpeg now or when it is used
+
+        decoded = AudioDecoder(content).get_all_samples()
+    except (OSError, ImportError, RuntimeError, ValueError) as error:
+        is_missing = isinstance(error, ImportError) or "libtorchcodec" in str(error)
+        hint = "; FFmpeg, which reads more formats, is not installed" if is_missing else ""
+        raise DataError(f"{source}: not a recording that can be read ({refusal}{hint})") from error
+    return decoded.data.T.numpy(), int(decoded.sample_rate)
+
+
+def _mono(source: str | Path | BinaryIO, samples: np.ndarray) -> np.ndarray:
+    """The mean of all channels, (N, channels) to (N,)."""
+    if not np.isfinite(samples).all():
+        raise DataError(f"{source}: has NaN or infinite samples")
+    mix = samples.mean(axis=1)
+    if cancels(samples, mix):
+        raise DataError(f"{source}: its channels cancel each other out when they are mixed, one is inverted; use one")
+    return mix
+
+
+def cancels(samples: np.ndarray, mix: np.ndarray) -> bool:
+    """Whether the mix (N,) of channels (N, channels) is silence next to them."""
+    return samples.shape[1] > 1 and np.linalg.norm(mix) < CANCELLED * np.linalg.norm(samples) / samples.shape[1] ** 0.5
+
+
+def encode(target: BinaryIO, waveform: np.ndarray, sample_rate: int, suffix: str) -> None:
+    """Write (N,) within [-1, 1] in the format of `suffix`, one of `FORMATS`, in 16 bits; Opus at a rate that it has.
+
+    Raises:
+        soundfile.LibsndfileError: if the format cannot have the sample rate.
+    """
+    file_format, coding = FORMATS[suffix]
+    if coding == "OPUS" and sample_rate not in OPUS_RATES:
+        waveform, sample_rate = soxr.resample(waveform, sample_rate, OPUS_RATES[-1]), OPUS_RATES[-1]
+    samples = np.rint(np.clip(waveform, -1, 1) * 32767).astype(np.int16)
+    with sf.SoundFile(target, "w", sample_rate, 1, coding, format=file_format) as file:
+        for start in range(0, len(samples), BLOCK):
+            file.write(samples[start : start + BLOCK])

@@ -1,6 +1,7 @@
 """The `apnet2` command: arguments in, calls out. Whatever needs torch is imported when a command runs."""
 
 import argparse
+import io
 import logging
 import os
 import shlex
@@ -32,45 +33,66 @@ exit status:
 """
 
 VOCODE = """\
-Vocode files with a model. IN is one of:
+Vocode files with a model. Each IN is one of:
 
-  a .wav or .flac file  a recording, analysed to the model's mel and vocoded
-                        (copy synthesis); the output has as many samples
+  a recording           analysed to the model's mel and vocoded (copy
+                        synthesis); the output has as many samples. All formats
+                        that libsndfile reads will do, such as WAV, FLAC, MP3,
+                        Ogg and AIFF, and those of FFmpeg where it is installed
   an .npy or .pt file   a natural-log mel (bands, frames) or (1, bands, frames)
                         with the model's analysis settings, its frames centred
-                        at multiples of the hop (see --framing for others)
+                        at multiples of the hop (see --framing for others); with
+                        --tts, a mel as that acoustic model has it
   a folder              all such files in it and its sub-folders, which OUT
-                        mirrors; files that cannot be vocoded are named and
-                        skipped, and the exit status is 1 at the end
+                        mirrors
+  -                     standard input: any of these files
 
-The output is 16-bit mono WAV at the model's sample rate, as loud as the model
-makes it. It takes its name only when it is complete; an existing file is
-replaced."""
+OUT is the file to write, in the format of its name: .wav, .flac, .mp3, .ogg,
+.opus, .aiff and others. It is a folder if it exists as one, ends in /, or there
+are several inputs; or - for standard output. The output is mono, of 16 bits, at
+the model's sample rate, as loud as the model makes it, but scaled down where
+its peak would be cut. It takes its name only when it is complete; an existing
+file is replaced. Files that cannot be vocoded are named and skipped, and the
+exit status is 1 at the end."""
 
 VOCODE_EXAMPLES = """\
 examples:
-  apnet2 vocode recording.wav vocoded.wav
-  apnet2 vocode mels/ wavs/ --model my_model --device cuda
+  apnet2 vocode recording.wav vocoded.flac
+  apnet2 vocode *.wav vocoded/ --format mp3 --skip-existing
+  apnet2 vocode mels/ wavs/ --model my_model --tts my_tts/config.json
+  ffmpeg -i film.mkv -f wav - | apnet2 vocode - - | sox - -n stats
+"""
+
+MEL = """\
+Write the natural-log mels of recordings, as a model analyses them, to .npy
+files of shape (bands, frames) in float32: what `apnet2 vocode` makes of such a
+file is what it makes of the recording. IN and OUT are as for `apnet2 vocode`.
+"""
+
+MEL_EXAMPLES = """\
+examples:
+  apnet2 mel recording.wav recording.npy
+  apnet2 mel recordings/ mels/ --model my_model
 """
 
 EVALUATE = """\
-Compare vocoders on recordings: each gets the mel of every recording, and what it
-makes of it is compared with the recording. RECORDINGS are .wav and .flac files
-and folders of them. A vocoder, --system, is one of:
+Compare vocoders on recordings: each gets the mel of every recording, and what
+it makes of it is compared with the recording. RECORDINGS are audio files and
+folders of them. A vocoder, --system, is one of:
 
   NAME_OR_DIR            an APNet2: a name from `apnet2 list`, or a folder
   coqui:CONFIG_OR_DIR    any vocoder of coqui-tts: its config.json, with the
                          weights beside it, or that folder
   griffin_lim:ITERATIONS librosa's Griffin-Lim, from APNet2's mel
-  wavs:DIR               .wav or .flac files that something else made, with the
-                         names of the recordings; the recordings' own folder
-                         shows what is the best that a metric can give
+  wavs:DIR               audio files that something else made, with the names
+                         of the recordings; the recordings' own folder shows
+                         what is the best that a metric can give
 
-OUT gets report.html (tables, spectrograms and players, with nothing to load from
-elsewhere), files.csv (every file and vocoder) and summary.json (means, and
+OUT gets report.html (tables, spectrograms and players, with nothing to load
+from elsewhere), files.csv (every file and vocoder) and summary.json (means, and
 differences to the first vocoder with 95 % bootstrap intervals). A file that
 cannot be read or vocoded is named and skipped, and the exit status is 1 at the
-end. A metric whose package is missing is left out; the extra `eval` has them all."""
+end. A metric whose package is missing is left out; the extra `eval` has all."""
 
 EVALUATE_EXAMPLES = """\
 examples:
@@ -113,6 +135,8 @@ example:
       --vocoder_name official --out_path hello.wav
 """
 
+DEVICE = "auto, cpu, cuda, cuda:1, ... (%(default)s: CUDA if it is there)"
+
 LIST = """\
 List the named models, one a line: name, origin (bundled or user), what it
 vocodes (a mel of so many bands, or the latent of a VITS of so many channels),
@@ -143,16 +167,35 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status; `argv` defaults to the process's arguments."""
-    arguments = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # and not what a program has put in its place
+            stream.reconfigure(errors="backslashreplace")  # for paths that are not UTF-8
+    arguments = _parse(argv)
     try:
         with _only_plugin_messages():
-            return arguments.run(arguments)
+            status = arguments.run(arguments)
+            sys.stdout.flush()
+            return status
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except BrokenPipeError:  # as in `apnet2 list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        return 1
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except Apnet2Error as error:
         return _fail(str(error))
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; those of IN ... OUT may stand on either side of an option, which argparse alone does not take."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and ("paths" not in arguments or any(word.startswith("-") and word != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.paths += rest
+    return arguments
 
 
 def _parser() -> Parser:
@@ -165,18 +208,17 @@ def _parser() -> Parser:
         command = commands.add_parser(
             name, help=summary, description=description, epilog=epilog, formatter_class=_AsWritten
         )
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, command=command)
         return command
 
-    vocode = add("vocode", _vocode, "vocode a recording, a mel or a folder of them", VOCODE, VOCODE_EXAMPLES)
-    vocode.add_argument("input", metavar="IN", help=".wav, .flac, .npy or .pt file, or a folder of them")
-    vocode.add_argument("output", metavar="OUT", help=".wav file to write, or a folder if IN is one")
+    vocode = add("vocode", _vocode, "vocode recordings, mels or folders of them", VOCODE, VOCODE_EXAMPLES)
+    _add_files(vocode, "recordings, .npy or .pt files, folders of them, or - for standard input")
+    vocode.add_argument("--device", default="auto", help=DEVICE)
     vocode.add_argument(
-        "--model", metavar="NAME_OR_DIR", default="apnet2", help="a name from `apnet2 list`, or a folder (%(default)s)"
-    )
-    vocode.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (%(default)s)")
-    vocode.add_argument(
-        "--no-resample", action="store_true", help="refuse recordings of other sample rates instead of converting them"
+        "--tts",
+        metavar="CONFIG",
+        help="the mels are in this acoustic model's scale, and converted: its config.json, its folder, or the name of "
+        "a model that coqui-tts has downloaded",
     )
     vocode.add_argument(
         "--iterations",
@@ -190,9 +232,19 @@ def _parser() -> Parser:
         default="centred",
         help="frames of mels are centred at multiples of the hop, or as in HiFi-GAN and Matcha-TTS (%(default)s)",
     )
+    vocode.add_argument("--normalize", action="store_true", help="scale each output to a peak of 1 dB below full scale")
+    vocode.add_argument(
+        "--format",
+        type=_suffix,
+        metavar="SUFFIX",
+        help="format of the files in a folder and of standard output: wav, flac, mp3, ogg, opus, ... (wav)",
+    )
+
+    mel = add("mel", _mel, "write the mels of recordings", MEL, MEL_EXAMPLES)
+    _add_files(mel, "recordings, folders of them, or - for standard input")
 
     evaluate = add("evaluate", _evaluate, "compare vocoders on recordings", EVALUATE, EVALUATE_EXAMPLES)
-    evaluate.add_argument("recordings", metavar="RECORDINGS", nargs="+", help=".wav or .flac files, or folders of them")
+    evaluate.add_argument("recordings", metavar="RECORDINGS", nargs="+", help="audio files, or folders of them")
     evaluate.add_argument(
         "--system", metavar="VOCODER", action="append", help="a vocoder, may be given several times (apnet2)"
     )
@@ -205,7 +257,7 @@ def _parser() -> Parser:
         default=1,
         help="processes to share the files, each with one thread (%(default)s)",
     )
-    evaluate.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (%(default)s)")
+    evaluate.add_argument("--device", default="auto", help=DEVICE)
     evaluate.add_argument(
         "--rate", type=_positive, metavar="HZ", default=22050, help="sample rate to compare at (%(default)s)"
     )
@@ -254,6 +306,28 @@ def _parser() -> Parser:
     return parser
 
 
+def _add_files(command: Parser, inputs: str) -> None:
+    """The arguments of a command that turns recordings into files."""
+    command.usage = f"{command.prog} [options] IN [IN ...] OUT"
+    command.add_argument("paths", metavar="IN ... OUT", nargs="+", help=f"{inputs}; last, the file or folder to write")
+    command.add_argument(
+        "--model", metavar="NAME_OR_DIR", default="apnet2", help="a name from `apnet2 list`, or a folder (%(default)s)"
+    )
+    command.add_argument(
+        "--no-resample", action="store_true", help="refuse recordings of other sample rates instead of converting them"
+    )
+    command.add_argument("--skip-existing", action="store_true", help="leave files alone that are there already")
+
+
+def _suffix(text: str) -> str:
+    from apnet2_tts_plugin.audio import FORMATS
+
+    suffix = f".{text.lower().removeprefix('.')}"
+    if suffix not in FORMATS:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected one of {', '.join(FORMATS)}")
+    return suffix
+
+
 def _natural_number(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r}, expected a number of 0 or more")
@@ -270,27 +344,81 @@ def _positive(argument: str) -> int:
 
 
 def _vocode(arguments: argparse.Namespace) -> int:
-    from apnet2_tts_plugin import loader, vocode
+    from apnet2_tts_plugin import audio, batch, loader, vocode
 
-    pairs = vocode.input_output_pairs(arguments.input, arguments.output)
+    if arguments.tts and arguments.framing != "centred":
+        arguments.command.error("--framing hifigan: leave it out, frames of mels for --tts are centred")
+    readable = (*audio.SUFFIXES, *vocode.FEATURE_SUFFIXES)
+    jobs = _jobs(arguments, readable, tuple(audio.FORMATS), arguments.format)
+    if not jobs:
+        return 0
     model = loader.load_model(arguments.model, arguments.device)
     model.set_iterations(arguments.iterations)
     if arguments.framing != "centred" and model.config.input_features != "mel":
         return _fail("--framing hifigan is for mels, and this model vocodes the latents of a VITS", 2)
-    failures = vocode.vocode_files(model, pairs, not arguments.no_resample, arguments.framing)
-    if failures and len(pairs) > 1:
-        _fail(f"{failures} of {len(pairs)} files could not be vocoded")
-    return 1 if failures else 0
+    rate, pairing = model.config.audio.sample_rate, None
+    if arguments.tts:
+        tts_config = loader.read_acoustic_config(arguments.tts)
+        pairing = vocode.pairing_for_mels(tts_config, loader.audio_processor(tts_config), model.config)
+
+    def do(job):
+        resample, framing = not arguments.no_resample, arguments.framing
+        waveform = vocode.vocode_file(model, job.source, resample, pairing, framing, arguments.normalize)
+        batch.write(job, lambda file: audio.encode(file, waveform.numpy(), rate, job.suffix))
+        return len(waveform) / rate
+
+    return _report(batch.run(jobs, do), "vocoded")
+
+
+def _mel(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from apnet2_tts_plugin import audio, batch, loader, vocode
+
+    jobs = _jobs(arguments, audio.SUFFIXES, (".npy",))
+    if not jobs:
+        return 0
+    config = loader.read_vocoder_config(arguments.model)
+    log_mel = vocode.mel_analysis(config)
+
+    def do(job):
+        mel = vocode.analyse_file(log_mel, config.audio, job.source, not arguments.no_resample)
+        batch.write(job, lambda file: np.save(file, mel))
+        return (mel.shape[1] - 1) * config.audio.hop_length / config.audio.sample_rate
+
+    return _report(batch.run(jobs, do), "analysed")
+
+
+def _jobs(arguments: argparse.Namespace, readable: tuple, writable: tuple, suffix: str | None = None) -> list:
+    """What is to be done for the arguments of `_add_files`."""
+    from apnet2_tts_plugin import batch
+
+    *inputs, output = arguments.paths
+    if not inputs:
+        arguments.command.error("expected IN and OUT")
+    jobs = batch.plan(inputs, output, readable, writable, suffix)
+    return batch.without_existing(jobs) if arguments.skip_existing else jobs
+
+
+def _report(done, verb: str) -> int:
+    """Say how it went, and return the exit status."""
+    if done.n_files:
+        print(f"apnet2: {verb} {done}", file=sys.stderr)
+    n_jobs = done.n_files + done.n_failed
+    if done.n_failed and n_jobs > 1:
+        _fail(f"{done.n_failed} of {n_jobs} files could not be {verb}")
+    return 1 if done.n_failed else 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from apnet2_tts_plugin import loader
     from apnet2_tts_plugin.evaluation import compare, report
 
     systems = tuple(dict.fromkeys(arguments.system or ["apnet2"]))
     recordings = compare.find_recordings(arguments.recordings, arguments.last)
     out = report.prepare(arguments.out)
     with tempfile.TemporaryDirectory(prefix="apnet2-") as waveforms:
-        task = compare.Task(systems, arguments.device, arguments.rate, Path(waveforms))
+        task = compare.Task(systems, str(loader.usable_device(arguments.device)), arguments.rate, Path(waveforms))
         comparison = compare.compare(recordings, task, arguments.jobs)
         written = report.write(comparison, out, arguments.show)
     print(report.table(comparison))
@@ -362,9 +490,9 @@ def _install(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from apnet2_tts_plugin import loader
+    from apnet2_tts_plugin.weights import store
 
-    for row in loader.model_table():
+    for row in store.model_table():
         print(row)
     return 0
 
@@ -400,7 +528,3 @@ def _only_plugin_messages() -> Iterator[None]:
 def _fail(message: str, status: int = 1) -> int:
     print(f"apnet2: {message}", file=sys.stderr)
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

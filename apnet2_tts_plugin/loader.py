@@ -1,18 +1,18 @@
 """From a model's name or folder to a model, and from files to configurations."""
 
 import os
+import re
+import textwrap
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from trainer.io import get_user_data_dir
 from TTS.config import BaseAudioConfig, load_config
 from TTS.utils.audio import AudioProcessor
 from TTS.vocoder.configs.shared_configs import BaseVocoderConfig
 
 from apnet2_tts_plugin.config import Apnet2Config
-from apnet2_tts_plugin.errors import Apnet2Error, ModelError, one_line
+from apnet2_tts_plugin.errors import ModelError, one_line
 from apnet2_tts_plugin.files import read_json
 from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.weights import store
@@ -24,7 +24,8 @@ def load_model(name_or_folder: str | os.PathLike, device: str = "cpu") -> Apnet2
 
     Args:
         name_or_folder: A name that `store` knows, or a folder with `config.json` and weights.
-        device: A device that torch knows, such as "cpu", "cuda" or "cuda:1".
+        device: "cpu", "cuda", "cuda:1" or another device that torch has here; "auto" is CUDA if it is there, and the
+            processor if not.
 
     Raises:
         ModelError: if there is no such model, or the configuration or the device cannot be used.
@@ -38,7 +39,7 @@ def load_model(name_or_folder: str | os.PathLike, device: str = "cpu") -> Apnet2
     """
     folder = store.resolve(name_or_folder)
     weights = find_weights(folder)
-    place = _usable_device(device)
+    place = usable_device(device)
     config = read_config(folder / CONFIG_NAME)
     try:
         model = Apnet2(config)
@@ -73,7 +74,7 @@ def read_acoustic_config(name_or_path: str | os.PathLike):
     Raises:
         ModelError: if there is none that can be read, or it is a vocoder's.
     """
-    downloaded = get_user_data_dir("tts") / str(name_or_path).replace("/", "--")
+    downloaded = store.data_folder() / str(name_or_path).replace("/", "--")
     path = downloaded if downloaded.is_dir() else Path(name_or_path)
     path = path / CONFIG_NAME if path.is_dir() else path
     if not path.is_file():
@@ -126,24 +127,19 @@ def audio_processor(tts_config) -> AudioProcessor | None:
     return ap
 
 
-def model_table() -> Iterator[str]:
-    """One line for each named model: name, origin, input, sample rate, size and folder, or what is wrong with it."""
-    for name, folder in store.names().items():
-        origin = "bundled" if folder.parent == store.BUNDLED else "user"
-        try:
-            size = find_weights(folder).stat().st_size / 1e6
-            config = read_config(folder / CONFIG_NAME)
-            taken = f"{config.input_features} of {config.n_inputs}"
-            facts = f"{taken:13}  {config.audio.sample_rate:6d} Hz  {size:7.1f} MB  {folder}"
-        except Apnet2Error as error:
-            facts = f"broken: {error}"
-        yield f"{name:16}  {origin:7}  {facts}"
+def usable_device(name: str) -> torch.device:
+    """The device of this name, see `load_model`.
 
-
-def _usable_device(name: str) -> torch.device:
+    Raises:
+        ModelError: if there is none, or it cannot be used.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise ModelError(f"device {name!r} cannot be used here ({one_line(error)}); 'cpu' always can") from error
+        reason = textwrap.shorten(re.split("[.:] ", str(error))[0], 80, placeholder=" ...")  # torch goes on for pages
+        expected = "expected auto, cpu, cuda or cuda:N"
+        raise ModelError(f"device {name!r} cannot be used here, {expected} ({reason})") from error
     return device

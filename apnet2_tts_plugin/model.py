@@ -3,17 +3,18 @@
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from trainer import Trainer
 from trainer.logging import BaseDashboardLogger
 from trainer.trainer_utils import get_optimizer, get_scheduler
+from TTS.utils.audio import AudioProcessor
 from TTS.vocoder.models.base_vocoder import BaseVocoder
 
 from apnet2_tts_plugin.config import MAX_ITERATIONS, Apnet2Config
@@ -21,7 +22,7 @@ from apnet2_tts_plugin.errors import ConfigError, DataError, MetricError, one_li
 from apnet2_tts_plugin.metrics import speech
 from apnet2_tts_plugin.network.discriminators import multi_period, multi_resolution
 from apnet2_tts_plugin.network.generator import Generator, Prediction
-from apnet2_tts_plugin.network.spectra import LogMel
+from apnet2_tts_plugin.network.spectra import LogMel, as_tensor, as_waveform, whole_hops
 from apnet2_tts_plugin.network.streaming import open_stream
 from apnet2_tts_plugin.training import distributed, losses
 from apnet2_tts_plugin.training.data import evaluation_loader, find_files, training_loader
@@ -45,8 +46,8 @@ class Apnet2(BaseVocoder):
     Attributes:
         config: The configuration.
         generator: The network that vocodes.
-        log_mel: The analysis (`network.spectra.LogMel`): waveform (B, N) at `config.audio.sample_rate` to natural-log
-            mel (B, n_mels, N // hop_length + 1).
+        log_mel: The analysis (`network.spectra.LogMel`): waveform (B, N) within [-1, 1], a tensor or an array, at
+            `config.audio.sample_rate` to natural-log mel (B, n_mels, N // hop_length + 1).
 
     Example:
 
@@ -61,7 +62,8 @@ class Apnet2(BaseVocoder):
     config: Apnet2Config
 
     def __init__(self, config: Apnet2Config):
-        super().__init__(config)
+        super(BaseVocoder, self).__init__()  # for what BaseVocoder's own does, see `ap`
+        self.config = config
         config.check_values()
         self.generator = Generator(config)
         self.mpd = self.mrd = None  # until training needs them: see add_discriminators
@@ -71,6 +73,14 @@ class Apnet2(BaseVocoder):
         self.session: Session | None = None  # from here on: what a Trainer sets
         self.grad_accum_steps = 1
         self.small_run: int | None = None
+
+    @cached_property
+    def ap(self) -> AudioProcessor:
+        """coqui's audio processor, which each of its vocoders has; made when it is asked for.
+
+        It needs librosa's filters, hence numba and scipy: a second of imports, and a folder to write compiled code to.
+        """
+        return AudioProcessor(self.config.audio)
 
     def add_discriminators(self) -> None:
         """Make the discriminators, larger than the generator and of no use to vocode with, unless they are there."""
@@ -88,12 +98,13 @@ class Apnet2(BaseVocoder):
         """Spectra and waveform of a natural-log mel, or latent, (B, n_inputs, T); for training."""
         return self.generator(mel)
 
-    def inference(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def inference(self, mel: Tensor | np.ndarray, lengths: Tensor | None = None) -> Tensor:
         """Vocode a mel, or the latent of a VITS, whichever is the configuration's `input_features`.
 
         Args:
             mel: Natural-log mel (B, n_mels, T) as `log_mel` makes it, or latent (B, n_inputs, T) as
-                `pairing.vits.vocoder_latent` makes it; floating, on the model's device, with T >= 2.
+                `pairing.vits.vocoder_latent` makes it; floating, with T >= 2; a tensor on the model's device, or an
+                array.
             lengths: True number of frames of each item (B,), 2 to T, for a padded batch; None when all have T.
 
         Returns:
@@ -102,28 +113,13 @@ class Apnet2(BaseVocoder):
         Raises:
             DataError: if the input's shape or type is not as above.
         """
-        self._check_features(mel)
+        mel = self._features(mel)
         self._check_length(mel.shape[2] if lengths is None else int(lengths.min()))
         if lengths is not None and (lengths.shape != mel.shape[:1] or lengths.max() > mel.shape[2]):
             raise DataError(f"lengths {lengths.tolist()}, expected {mel.shape[0]} numbers of 2 to {mel.shape[2]}")
-        dtype = next(self.generator.parameters()).dtype
-        return self.generator.inference(mel.to(dtype), lengths)[:, None]
+        return self.generator.inference(mel, lengths)[:, None]
 
-    def _check_features(self, mel: Tensor) -> None:
-        name, n_inputs = self.config.input_features, self.config.n_inputs
-        if mel.dim() != 3 or mel.shape[1] != n_inputs:
-            raise DataError(f"{name} of shape {tuple(mel.shape)}, expected (batch, {n_inputs}, frames)")
-        if not mel.is_floating_point():
-            raise DataError(f"{name} of type {mel.dtype}, expected floating numbers")
-
-    def _check_length(self, n_frames: int) -> None:
-        if n_frames < 2:
-            name, hop_length = self.config.input_features, self.config.audio.hop_length
-            raise DataError(
-                f"{name} of {n_frames} frames, expected at least 2: T frames give (T - 1) * {hop_length} samples"
-            )
-
-    def stream(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+    def stream(self, pieces: Iterable[Tensor | np.ndarray]) -> Iterator[Tensor]:
         """Vocode a mel, or latent, while it arrives.
 
         The samples are those of `inference` on the whole, to about a millionth of the peak, where no layer pools over
@@ -144,26 +140,26 @@ class Apnet2(BaseVocoder):
 
             >>> from apnet2_tts_plugin import load_model
             >>> model = load_model("apnet2")
-            >>> [waveform.shape[2] for waveform in model.stream(torch.zeros(1, 80, 100).split(40, dim=2))]
-            [7936, 10240, 7168]
+            >>> pieces = torch.zeros(1, 80, 100).split(40, dim=2)
+            >>> torch.cat(list(model.stream(pieces)), dim=2).shape
+            torch.Size([1, 1, 25344])
         """
         stream, n_frames = open_stream(self.generator), 0
-        dtype = next(self.generator.parameters()).dtype
         for piece in pieces:
-            self._check_features(piece)
+            piece = self._features(piece)
             n_frames += piece.shape[2]
-            waveform = stream.push(piece.to(dtype))
+            waveform = stream.push(piece)
             if waveform.shape[1]:
                 yield waveform[:, None]
         self._check_length(n_frames)
-        yield stream.push(piece[:, :, :0].to(dtype), last=True)[:, None]
+        yield stream.push(piece[:, :, :0], last=True)[:, None]
 
     @torch.inference_mode()
     def copy_synthesis(self, waveform: Tensor | np.ndarray, sample_rate: int) -> Tensor:
         """Analyse a recording and vocode its mel.
 
         Args:
-            waveform: Recording (N,), floating, at least one sample.
+            waveform: Recording (N,), floating within [-1, 1], at least one sample.
             sample_rate: Its sample rate in Hz; it is resampled if that is not `config.audio.sample_rate`.
 
         Returns:
@@ -182,18 +178,32 @@ class Apnet2(BaseVocoder):
         audio = self.config.audio
         if self.config.input_features != "mel":
             raise DataError("copy_synthesis: the model vocodes the latents of a VITS, expected one that vocodes mels")
-        waveform = torch.as_tensor(waveform if torch.is_tensor(waveform) else np.ascontiguousarray(waveform))
-        if waveform.dim() != 1 or not len(waveform) or not waveform.is_floating_point():
-            shape = tuple(waveform.shape)
-            raise DataError(f"waveform of shape {shape} and type {waveform.dtype}, expected floating (samples,)")
+        waveform = as_waveform(waveform, self.device)
+        if waveform.dim() != 1 or not len(waveform):
+            raise DataError(f"waveform of shape {tuple(waveform.shape)}, expected (samples,), channels mixed down")
         if not waveform.isfinite().all():
             raise DataError("waveform with NaN or infinite samples, expected finite ones")
         waveform = waveform.float().to(self.device)
         waveform = torchaudio.functional.resample(waveform, sample_rate, audio.sample_rate)
-        # The analysis reflects half an FFT at the edges, and whole hops are vocoded.
-        hops = max(-(-len(waveform) // audio.hop_length), audio.fft_size // 2 // audio.hop_length + 1)
-        padded = F.pad(waveform, (0, hops * audio.hop_length - len(waveform)))
-        return self.inference(self.log_mel(padded[None])).flatten()[: len(waveform)]
+        mel = self.log_mel(whole_hops(waveform, audio)[None])
+        return self.inference(mel).flatten()[: len(waveform)]
+
+    def _features(self, mel: Tensor | np.ndarray) -> Tensor:
+        """What the model vocodes, checked but for its length, in the type of the generator."""
+        mel = as_tensor(mel, self.device)
+        name, n_inputs = self.config.input_features, self.config.n_inputs
+        if mel.dim() != 3 or mel.shape[1] != n_inputs:
+            raise DataError(f"{name} of shape {tuple(mel.shape)}, expected (batch, {n_inputs}, frames)")
+        if not mel.is_floating_point():
+            raise DataError(f"{name} of type {mel.dtype}, expected floating numbers")
+        return mel.to(next(self.generator.parameters()).dtype)
+
+    def _check_length(self, n_frames: int) -> None:
+        if n_frames < 2:
+            name, hop_length = self.config.input_features, self.config.audio.hop_length
+            raise DataError(
+                f"{name} of {n_frames} frames, expected at least 2: T frames give (T - 1) * {hop_length} samples"
+            )
 
     def set_iterations(self, iterations: int | str | None) -> None:
         """Use another number of consistency iterations than `config.consistency_iterations`; None leaves it as it is.

@@ -1,202 +1,189 @@
-"""Vocoding files: a recording is analysed and vocoded (copy synthesis), a log-mel or latent is vocoded as it is."""
+"""Vocoding a file: a recording is analysed and vocoded (copy synthesis), a mel or latent is vocoded as it is."""
 
 import logging
-import os
-from collections import Counter
-from pathlib import Path
+import math
 
 import numpy as np
-import soundfile
 import torch
+import torchaudio
 from torch import Tensor
-from tqdm import tqdm
 
-from apnet2_tts_plugin import audio
-from apnet2_tts_plugin.errors import DataError, OutputError, one_line
-from apnet2_tts_plugin.files import write_atomically
+from apnet2_tts_plugin.audio import Source, StandardInput, read_recording
+from apnet2_tts_plugin.config import Apnet2Config
+from apnet2_tts_plugin.errors import DataError, ModelError, PairingError
 from apnet2_tts_plugin.model import Apnet2
+from apnet2_tts_plugin.network.scales import check_scale
+from apnet2_tts_plugin.network.spectra import LogMel, whole_hops
+from apnet2_tts_plugin.pairing.convert import Pairing, pair_configs
 from apnet2_tts_plugin.pairing.framing import vocode_hifigan_frames
+from apnet2_tts_plugin.pairing.plan import LINEAR, MEL
+from apnet2_tts_plugin.pairing.report import announce, summary
 
 logger = logging.getLogger(__name__)
 
 FEATURE_SUFFIXES = (".npy", ".pt")
-SUFFIXES = (*audio.SUFFIXES, *FEATURE_SUFFIXES)
+MAGIC = {b"\x93NUMPY": ".npy", b"PK\x03\x04": ".pt"}
+NORMALIZED_PEAK = 10 ** (-1 / 20)  # 1 dB below full scale, which lossy formats need
 
 
-def input_output_pairs(source: str | os.PathLike, target: str | os.PathLike) -> list[tuple[Path, Path]]:
-    """Which files are to be read, and the WAV file that each becomes.
-
-    Args:
-        source: A file, or a folder of which all WAV, FLAC, `.npy` and `.pt` files are taken, sub-folders included.
-        target: The WAV file, or for a folder the folder that mirrors it.
-
-    Raises:
-        DataError: if there is nothing to read.
-        OutputError: if the target is of the wrong kind, or a file that is read would be overwritten.
-    """
-    source, target = Path(source), Path(target)
-    if not source.exists():
-        raise DataError(f"{source}: no such file or folder")
-    pairs = _folder_pairs(source, target) if source.is_dir() else _file_pair(source, target)
-    overwritten = {read.resolve() for read, _ in pairs} & {written.resolve() for _, written in pairs}
-    if overwritten:
-        raise OutputError(f"{min(overwritten)}: is an input and would be overwritten; choose another output")
-    return pairs
-
-
-def _file_pair(source: Path, target: Path) -> list[tuple[Path, Path]]:
-    if source.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{source}: expected a {', '.join(SUFFIXES)} file, or a folder of them")
-    if target.is_dir() or target.suffix.lower() != ".wav":
-        kind = "a folder" if target.is_dir() else "no name of a WAV file"
-        raise OutputError(f"{target}: is {kind}; for a single input, expected the name of a .wav file to write")
-    return [(source, target)]
-
-
-def _folder_pairs(source: Path, target: Path) -> list[tuple[Path, Path]]:
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"{target}: is a file; for a folder of inputs, expected a folder to write to")
-    if source.resolve() in (target.resolve(), *target.resolve().parents):
-        raise OutputError(f"{target}: lies in {source}, which is read; choose a folder outside of it")
-    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not files:
-        raise DataError(f"{source}: no {', '.join(SUFFIXES)} file in this folder")
-    pairs = [(path, target / path.relative_to(source).with_suffix(".wav")) for path in files]
-    repeated, times = Counter(written for _, written in pairs).most_common(1)[0]
-    if times > 1:
-        names = " and ".join(str(read) for read, written in pairs if written == repeated)
-        raise DataError(f"{names} would all become {repeated}; keep one of them in the folder")
-    return pairs
-
-
-def vocode_files(model: Apnet2, pairs: list[tuple[Path, Path]], resample: bool = True, framing: str = "centred") -> int:
-    """Vocode files one by one; those that cannot be vocoded are named in the log and left out.
-
-    Args:
-        model: A model from `loader.load_model`.
-        pairs: What `input_output_pairs` gives.
-        resample: Convert recordings of other sample rates instead of refusing them.
-        framing: Where the frames of mels in files lie: "centred", or as `pairing.framing` says of "hifigan".
-
-    Returns:
-        The number of files left out.
-
-    Raises:
-        OutputError: if a file cannot be written; there is no part of it then, and the rest is not tried.
-    """
-    failures = 0
-    for source, target in tqdm(pairs, unit="file", disable=None if len(pairs) > 1 else True):
-        try:
-            waveform = vocode_file(model, source, resample, framing)
-        except DataError as error:
-            logger.error("%s", error)
-            failures += 1
-        else:
-            write_wav(target, waveform, model.config.audio.sample_rate)
-    return failures
-
-
-def vocode_file(model: Apnet2, path: Path, resample: bool = True, framing: str = "centred") -> Tensor:
+def vocode_file(
+    model: Apnet2,
+    source: Source,
+    resample: bool = True,
+    pairing: Pairing | None = None,
+    framing: str = "centred",
+    normalize: bool = False,
+) -> Tensor:
     """What the model makes of one file: (N,) in float32 on the CPU, within [-1, 1].
 
     N is that of a recording (after resampling), and (T - 1) * hop_length for a mel or latent of T frames, or
-    T * hop_length for a mel with HiFi-GAN's framing.
+    T * hop_length for a mel with HiFi-GAN's framing. A waveform that goes beyond full scale is scaled down to it, and
+    the log says by how much.
+
+    Args:
+        model: A model from `loader.load_model`.
+        source: The file.
+        resample: Convert a recording of another sample rate instead of refusing it.
+        pairing: With the acoustic model that made the mel, see `pairing_for_mels`; None for a natural-log mel.
+        framing: Where the frames of a mel in a file lie: "centred", or as `pairing.framing` says of "hifigan".
+        normalize: Scale the waveform to a peak 1 dB below full scale, louder or softer.
 
     Raises:
         DataError: if the file cannot be read, or is not what the model takes.
     """
     try:
-        if path.suffix.lower() in FEATURE_SUFFIXES:
-            features = read_features(path, model.config.n_inputs).to(model.device)
+        if suffix := _feature_suffix(source):
+            features = _features(model, source, suffix, pairing).to(model.device)
             waveform = model.inference(features) if framing == "centred" else vocode_hifigan_frames(model, features)
         elif model.config.input_features == "latent":
             raise DataError(
-                f"{path}: is a recording, but this model vocodes latents of a VITS; expected a "
+                f"{source}: is a recording, but this model vocodes latents of a VITS; expected a "
                 f"{' or '.join(FEATURE_SUFFIXES)} file of shape ({model.config.n_inputs}, frames)"
             )
         else:
-            recording, rate = read_recording(path)
-            needed = model.config.audio.sample_rate
-            if rate != needed and not resample:
-                raise DataError(f"{path}: has {rate} Hz, expected the model's {needed} Hz")
-            if rate != needed:
-                logger.warning("%s: resampled from %d to %d Hz", path, rate, needed)
+            recording, rate = _recording(source, model.config.audio.sample_rate, resample)
             waveform = model.copy_synthesis(recording, rate)
     except RuntimeError as error:  # on a processor torch has no class of its own for it
         if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
             raise
-        raise DataError(f"{path}: too long for the memory of {model.device}; cut it into shorter files") from error
+        raise DataError(f"{source}: too long for the memory of {model.device}; cut it into shorter files") from error
     waveform = waveform.flatten().cpu()
     if not waveform.isfinite().all():
-        hint = "; is this a natural-log mel (ln)?" if model.config.input_features == "mel" else ""
-        raise DataError(f"{path}: the model's output has NaN or infinite samples{hint}")
+        raise DataError(f"{source}: the model's output has NaN or infinite samples")
+    return _in_range(waveform, source, normalize)
+
+
+def _in_range(waveform: Tensor, source: Source, normalize: bool) -> Tensor:
     peak = waveform.abs().max().item()
-    if peak > 1:
-        logger.warning("%s: the output is clipped, its peak was %.2f", path, peak)
-    return waveform.clamp(-1, 1)
+    if normalize:
+        return waveform * (NORMALIZED_PEAK / peak) if peak else waveform
+    if peak <= 1:
+        return waveform
+    logger.warning(
+        "%s: scaled down by %.1f dB, as its peak was %.2f of full scale", source, 20 * math.log10(peak), peak
+    )
+    return (waveform / peak).clamp(-1, 1)
 
 
-def read_recording(path: Path) -> tuple[np.ndarray, int]:
-    """A recording as (N,) in float32, channels mixed down, and its sample rate in Hz.
+def mel_analysis(config: Apnet2Config) -> LogMel:
+    """The analysis of a model that vocodes mels.
 
     Raises:
-        DataError: if it cannot be read, is empty, or has NaN.
+        ModelError: if it vocodes latents.
     """
+    if config.input_features != "mel":
+        raise ModelError("this model vocodes the latents of a VITS, expected one that vocodes mels")
+    return LogMel.from_audio_config(config.audio)
+
+
+def analyse_file(log_mel: LogMel, audio, source: Source, resample: bool = True) -> np.ndarray:
+    """The natural-log mel of a recording, (n_mels, T) in float32: what `vocode_file` vocodes of it.
+
+    Args:
+        log_mel: The analysis.
+        audio: The audio config that it is of.
+        source: The recording, N samples at its rate; T is what N takes in whole hops, and one more.
+        resample: Convert a recording of another sample rate instead of refusing it.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    recording, rate = _recording(source, audio.sample_rate, resample)
+    waveform = torchaudio.functional.resample(torch.from_numpy(recording), rate, audio.sample_rate)
+    return log_mel(whole_hops(waveform, audio)[None])[0].numpy()
+
+
+def pairing_for_mels(tts_config, ap, vocoder_config) -> Pairing:
+    """How mels of an acoustic model's scale become the vocoder's; a line in the log says it.
+
+    Raises:
+        PairingError: if they cannot, if the acoustic model makes none, or if it is approximate and `APNET2_STRICT` set.
+    """
+    pairing = pair_configs(tts_config, ap, vocoder_config)
+    if pairing.plan.output not in (MEL, LINEAR):
+        given = pairing.plan.output
+        raise PairingError(f"{pairing.plan.model} gives a {given} to this vocoder, expected a model that gives mels")
+    logger.warning("%s", summary(announce(pairing)))
+    return pairing
+
+
+def _features(model: Apnet2, source: Source, suffix: str, pairing: Pairing | None) -> Tensor:
+    """What the model is given of a file with a mel or latent."""
+    features = _read_features(source, suffix, pairing.n_channels if pairing else model.config.n_inputs)
     try:
-        found = soundfile.info(path)
-        if not 0 < found.frames < audio.UNKNOWN_LENGTH:
-            raise DataError(f"{path}: has no samples, or does not tell how many; writing it anew helps")
-        return audio.read_audio(path, found.samplerate), found.samplerate
-    except soundfile.LibsndfileError as error:
-        raise DataError(f"{path}: not a readable WAV or FLAC file ({error.error_string})") from error
-
-
-def read_features(path: Path, n_channels: int) -> Tensor:
-    """A natural-log mel or a latent as (1, n_channels, T) in float32; the file holds that or (n_channels, T).
-
-    Raises:
-        DataError: if it cannot be read or holds something else, NaN, or fewer than two frames.
-    """
-    features = _read_array(path)
-    shape = tuple(features.shape)
-    if len(shape) not in (2, 3) or shape[-2] != n_channels or (len(shape) == 3 and shape[0] != 1):
-        raise DataError(f"{path}: has shape {shape}, expected ({n_channels}, frames) or (1, {n_channels}, frames)")
-    if shape[-1] < 2:
-        raise DataError(f"{path}: has {shape[-1]} frames, expected at least 2")
-    if not features.is_floating_point():
-        raise DataError(f"{path}: has numbers of type {features.dtype}, expected floating ones")
-    features = features.detach().float().reshape(1, n_channels, -1)
-    if not features.isfinite().all():
-        raise DataError(f"{path}: has NaN or infinite values")
+        if pairing:
+            features = pairing.vocoder_input(features[0].T)
+        if model.config.input_features == "mel":
+            check_scale(features)
+    except (DataError, PairingError) as error:
+        raise DataError(f"{source}: {error}") from error
     return features
 
 
-def _read_array(path: Path) -> Tensor:
+def _read_features(source: Source, suffix: str, n_channels: int) -> Tensor:
+    """A mel or a latent as (1, n_channels, T) in float32; the file holds that or (n_channels, T), with T >= 2."""
+    features = _read_array(source, suffix)
+    shape = tuple(features.shape)
+    if len(shape) not in (2, 3) or shape[-2] != n_channels or (len(shape) == 3 and shape[0] != 1):
+        hint = "; it is transposed" if len(shape) > 1 and shape[-1] == n_channels else ""
+        expected = f"({n_channels}, frames) or (1, {n_channels}, frames)"
+        raise DataError(f"{source}: has shape {shape}, expected {expected}{hint}")
+    if shape[-1] < 2:
+        raise DataError(f"{source}: has {shape[-1]} frames, expected at least 2")
+    if not features.is_floating_point():
+        raise DataError(f"{source}: has numbers of type {features.dtype}, expected floating ones")
+    features = features.detach().float().reshape(1, n_channels, -1)
+    if not features.isfinite().all():
+        raise DataError(f"{source}: has NaN or infinite values")
+    return features
+
+
+def _feature_suffix(source: Source) -> str | None:
+    """What kind of file with a mel or latent it is; None for one with a recording."""
+    if isinstance(source, StandardInput):
+        return next((suffix for magic, suffix in MAGIC.items() if source.getvalue().startswith(magic)), None)
+    suffix = source.suffix.lower()
+    return suffix if suffix in FEATURE_SUFFIXES else None
+
+
+def _read_array(source: Source, suffix: str) -> Tensor:
     try:
-        if path.suffix.lower() == ".npy":
-            content = torch.from_numpy(np.load(path, allow_pickle=False))
+        if suffix == ".npy":
+            content = torch.from_numpy(np.load(source, allow_pickle=False))
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make the two readers raise almost anything
-        raise DataError(f"{path}: not a readable {path.suffix} file, or it holds more than numbers") from error
+        raise DataError(f"{source}: not a readable {suffix} file, or it holds more than numbers") from error
     if not isinstance(content, Tensor):
-        raise DataError(f"{path}: holds a {type(content).__name__}, expected a tensor")
+        raise DataError(f"{source}: holds a {type(content).__name__}, expected a tensor")
     return content
 
 
-def write_wav(path: Path, waveform: Tensor, sample_rate: int) -> None:
-    """Write (N,) within [-1, 1] as 16-bit PCM, whole or not at all; missing folders are made.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
-
-    def write(temporary: Path) -> None:
-        samples = (waveform * 32767).round().short().numpy()
-        soundfile.write(temporary, samples, sample_rate, format="WAV", subtype="PCM_16")
-
-    try:
-        write_atomically(path, write)
-    except (OSError, soundfile.LibsndfileError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise OutputError(f"{path}: cannot be written ({reason})") from error
+def _recording(source: Source, sample_rate: int, resample: bool) -> tuple[np.ndarray, int]:
+    """A recording and its rate, which another one than `sample_rate` is refused or mentioned."""
+    recording, rate = read_recording(source)
+    if rate != sample_rate and not resample:
+        raise DataError(f"{source}: has {rate} Hz, expected the model's {sample_rate} Hz")
+    if rate != sample_rate:
+        logger.warning("%s: resampled from %d to %d Hz", source, rate, sample_rate)
+    return recording, rate

@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.model import Apnet2
+from apnet2_tts_plugin.training.precision import emulates_bf16
 from apnet2_tts_plugin.weights.official import rename_official
 
 SAMPLE_RATE = 22050
@@ -249,11 +250,17 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def default_modes(device: str) -> list[str]:
+    """Those that pay on the device: bf16 that is emulated takes hours on some processors."""
+    names = MODES if device == "cuda" else CPU_MODES
+    return [name for name in names if not (MODES[name].autocast and emulates_bf16(device))]
+
+
 def main() -> None:
     """Measure and print the table."""
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    names = args.modes or (MODES if args.device == "cuda" else CPU_MODES)
+    names = args.modes or default_modes(args.device)
     sizes = SMALL if args.small else Sizes()
     build = {name: partial(Training, MODES[name], sizes, args.batch_size, args.samples, args.device) for name in MODES}
     trainings = {name: build[name]() for name in names}

@@ -1,6 +1,7 @@
 """The commands `apnet2` and `tts` in the tests' own process, and files for the first in an empty current folder."""
 
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from apnet2_tts_plugin import cli
 from apnet2_tts_plugin.weights import store
 from apnet2_tts_plugin.weights.find import find_weights
 
+SAMPLE = Path(__file__).parents[1] / "recipes" / "ljspeech" / "sample.flac"  # a recording
 RATE = 22050
 HOP = 256
 SILENCE = 10000  # samples that coqui appends to each sentence
@@ -64,6 +66,14 @@ def files(folder: Path) -> list[str]:
 def one_line(err: str) -> str:
     assert err.startswith("apnet2") and err.endswith("\n") and err.count("\n") == 1, err
     return err
+
+
+def is_done(result: tuple, n_files: int = 1, verb: str = "vocoded") -> bool:
+    """Whether a command that turns files into files did so many, and said no more than that."""
+    status, out, err = result
+    files = "1 file" if n_files == 1 else f"{n_files} files"
+    pattern = rf"apnet2: {verb} {files}, [\d.]+ s of audio in [\d.]+ s, [\d.]+ times real time\n"
+    return (status, out) == (0, "") and re.fullmatch(pattern, err) is not None
 
 
 def vocoded(loudness: float = 0.0) -> torch.Tensor:

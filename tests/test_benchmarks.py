@@ -88,6 +88,15 @@ def test_the_plain_transcription_is_our_generator(inference):
         inference.check_equal({**outputs, "ours": outputs["ours"] + 1e-3 * outputs["ours"].abs().max()})
 
 
+def test_emulated_bf16_is_measured_on_request(inference, monkeypatch):
+    systems = inference.default_systems("cpu")
+    monkeypatch.setattr(inference, "emulates_bf16", lambda device: False)
+    assert inference.default_systems("cpu") == list(inference.SYSTEMS) and set(systems) <= set(inference.SYSTEMS)
+    monkeypatch.setattr(inference, "emulates_bf16", lambda device: True)
+    titles = [inference.build(name, "cpu").title for name in inference.default_systems("cpu")]
+    assert "APNet2, float32" in titles and not [title for title in titles if "bf16" in title]
+
+
 def test_flop_are_those_of_the_products(inference):
     layer = torch.nn.Linear(30, 20)
     system = inference.System("one product", layer, layer)

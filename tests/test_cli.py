@@ -3,15 +3,13 @@
 import json
 import logging
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import command_line
 import pytest
 import tiny
 import torch
-from command_line import a_file, a_wav, an_npy, cut_in_half, files, holds, one_line, vocoded, with_comments
+from command_line import a_file, a_wav, an_npy, cut_in_half, files, holds, is_done, one_line, vocoded, with_comments
 from safetensors.torch import load_file
 from weight_files import save_checkpoint
 
@@ -107,7 +105,7 @@ def test_export_keeps_the_run(apnet2, tmp_path):
 def test_comments_in_the_configuration(apnet2, tmp_path):
     """coqui-tts reads them, and so does all that this command does with a model."""
     folder = with_comments(tiny.save(tmp_path / "commented"))
-    assert apnet2("vocode", an_npy(), "out.wav", "--model", folder) == (0, "", "")
+    assert is_done(apnet2("vocode", an_npy(), "out.wav", "--model", folder))
     assert holds("out.wav", vocoded())
     assert apnet2("install", folder, "--name", "commented")[0] == 0
     assert "mel of 80" in apnet2("list")[1]
@@ -122,10 +120,20 @@ def test_folder_named_like_a_model(model, apnet2):
     assert status == 1 and "one other .pth" in one_line(err)
 
 
-def test_list_says_what_is_broken(model, apnet2):
-    no_weights(model)
+@pytest.mark.parametrize("spoil", [no_weights, *(setting("audio", "sample_rate", rate) for rate in ("fast", None))])
+def test_list_says_what_is_broken(spoil, model, apnet2):
+    spoil(model)
     status, out, _ = apnet2("list")
     assert status == 0 and "broken: " in out and len(out.splitlines()) == 1
+
+
+def test_list_knows_the_defaults(model, apnet2):
+    """What is not in a configuration, it need not import the class of configurations for."""
+    for settings in ({}, {"input_features": "latent"}, {"input": "latent", "speaker_channels": 256}):
+        (model / "config.json").write_text(json.dumps({"model": "apnet2"} | settings))
+        config = loader.read_config(model / "config.json")
+        expected = f"{config.input_features} of {config.n_inputs} {config.audio.sample_rate} Hz"
+        assert apnet2("list")[1].split()[2:7] == expected.split()
 
 
 @pytest.mark.parametrize(
@@ -155,7 +163,7 @@ def test_import(apnet2, workplace):
     assert out.splitlines()[:2] == ["wrote new/model/config.json", "wrote new/model/model.safetensors"]
     assert "apnet2 vocode IN OUT.wav --model new/model" in out
     assert files(workplace / "new") == ["model/config.json", "model/model.safetensors"]
-    assert apnet2("vocode", an_npy(), "out.wav", "--model", "new/model") == (0, "", "")
+    assert is_done(apnet2("vocode", an_npy(), "out.wav", "--model", "new/model"))
     assert holds("out.wav", vocoded())
     status, _, err = apnet2("import", "g_00000007", "--out", a_file("file"))
     assert status == 1 and "file: File exists" in one_line(err)
@@ -177,7 +185,9 @@ def test_printed_commands_are_for_the_shell(apnet2):
     [
         ((), "apnet2: the following arguments are required: COMMAND"),
         (("speak",), "invalid choice: 'speak'"),
-        (("vocode", "in.wav"), "apnet2 vocode: the following arguments are required: OUT"),
+        (("vocode", "in.wav"), "apnet2 vocode: expected IN and OUT"),
+        (("vocode", "in.wav", "out/", "--format", "docx"), "argument --format: 'docx', expected one of .wav, .flac, "),
+        (("mel",), "apnet2 mel: the following arguments are required: IN ... OUT"),
         (("vocode", "in.wav", "out.wav", "--loud"), "unrecognized arguments: --loud"),
         (("import", "g"), "apnet2 import: the following arguments are required: --out"),
     ],
@@ -188,7 +198,9 @@ def test_wrong_arguments(command, reason, apnet2):
     assert reason in one_line(err) and "--help" in err
 
 
-@pytest.mark.parametrize("command", ["", "vocode", "pair", "import", "export", "install", "list", "remove"])
+@pytest.mark.parametrize(
+    "command", ["", "vocode", "mel", "evaluate", "pair", "import", "export", "install", "list", "remove"]
+)
 def test_help(command, apnet2):
     status, out, _ = apnet2(*command.split(), "--help")
     assert status == 0
@@ -208,12 +220,12 @@ def test_each_error_of_ours_is_one_line(error, apnet2, monkeypatch):
     def model_table():
         raise error("what and why")
 
-    monkeypatch.setattr(loader, "model_table", model_table)
+    monkeypatch.setattr(store, "model_table", model_table)
     assert apnet2("list") == (1, "", "apnet2: what and why\n")
 
 
 def test_our_own_mistakes_are_not_hidden(apnet2, monkeypatch):
-    monkeypatch.setattr(loader, "model_table", lambda: int("x"))
+    monkeypatch.setattr(store, "model_table", lambda: int("x"))
     with pytest.raises(ValueError, match="invalid literal"):
         apnet2("list")
 
@@ -226,18 +238,6 @@ def test_only_our_warnings_are_shown(apnet2, monkeypatch):
         logging.getLogger("apnet2_tts_plugin.config").warning("ours")
         return []
 
-    monkeypatch.setattr(loader, "model_table", model_table)
+    monkeypatch.setattr(store, "model_table", model_table)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's
     assert apnet2("list") == (0, "", "apnet2: ours\n")
-
-
-def test_help_does_not_wait_for_torch():
-    code = """
-import sys
-from apnet2_tts_plugin import cli
-try:
-    cli.main(["--help"])
-finally:
-    assert not {"torch", "numpy", "TTS"} & set(sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

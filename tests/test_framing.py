@@ -83,3 +83,8 @@ def test_latents_have_none(apnet2, tmp_path):
     an_npy(np.zeros((192, 9), np.float32))
     status, _, err = apnet2("vocode", "in.npy", "out.wav", "--model", tmp_path / "vits", "--framing", "hifigan")
     assert status == 2 and "is for mels" in one_line(err) and not Path("out.wav").exists()
+
+
+def test_mels_of_an_acoustic_model_are_centred(apnet2):
+    status, _, err = apnet2("vocode", an_npy(), "out.wav", "--tts", "config.json", "--framing", "hifigan")
+    assert status == 2 and "leave it out" in one_line(err) and not Path("out.wav").exists()

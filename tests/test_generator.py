@@ -38,6 +38,7 @@ def test_inference_equals_forward(model):
     expected = model(mel).waveform.detach()
     torch.testing.assert_close(model.inference(mel)[:, 0], expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
     torch.testing.assert_close(model.inference(mel.double()), model.inference(mel))
+    torch.testing.assert_close(model.inference(mel.numpy()), model.inference(mel))
 
 
 @pytest.mark.parametrize("lengths", [[50, 50, 50], [50, 31, 2], [7, 50, 18]])
@@ -135,7 +136,7 @@ def test_copy_synthesis_resamples():
 @pytest.mark.parametrize(
     ("waveform", "settings", "message"),
     [
-        (torch.zeros(1, 5000), {}, r"waveform of shape \(1, 5000\) and type torch.float32, expected floating"),
+        (torch.zeros(1, 5000), {}, r"waveform of shape \(1, 5000\), expected \(samples,\), channels mixed down"),
         (torch.zeros(0), {}, r"waveform of shape \(0,\)"),
         (np.zeros(5000, dtype=np.int16), {}, "type torch.int16, expected floating"),
         (torch.zeros(5000), {"input_features": "latent"}, "the model vocodes the latents of a VITS, expected one"),

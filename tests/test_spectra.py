@@ -6,7 +6,8 @@ import pytest
 import torch
 from golden_weights import golden_waveform
 
-from apnet2_tts_plugin.network.spectra import ISTFT, STFT, LogMel, log_amplitude, phase
+from apnet2_tts_plugin.errors import DataError
+from apnet2_tts_plugin.network.spectra import ISTFT, STFT, LogMel, log_amplitude, mel_basis, phase
 
 SIZES = [(1024, 256, 1024), (1024, 256, 800), (512, 200, 400), (2048, 300, 1200)]
 
@@ -65,6 +66,18 @@ def test_log_mel_agrees_with_librosa_in_float64(log_mel, waveform):
     np.testing.assert_allclose(log_mel(waveform[:1])[0].numpy(), theirs, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [(22050, 1024, 80, 0.0, 8000.0), (22050, 1024, 80, 0.0, None), (11025, 512, 40, 50, None), (8000, 256, 20, 0, 900)],
+)
+def test_mel_filters_are_librosas(sizes):
+    rate, n_fft, n_mels, fmin, fmax = sizes
+    theirs = librosa.filters.mel(sr=rate, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax)
+    ours = mel_basis(*sizes)
+    assert ours.dtype == theirs.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs, atol=1e-7 * theirs.max(), rtol=0)
+
+
 def test_silence_stays_finite(log_mel):
     silence = torch.zeros(1, 4096, requires_grad=True)
     log_mel(silence).sum().backward()
@@ -89,3 +102,29 @@ def test_buffers_keep_float32_and_stay_out_of_checkpoints():
         assert buffer.dtype == torch.float32 and torch.equal(buffer, before[name])
     assert not log_mel.state_dict()
     assert all(buffer.device.type == "meta" for buffer in log_mel.to("meta").buffers())
+
+
+def test_log_mel_takes_arrays(log_mel, waveform):
+    expected = log_mel(waveform)
+    assert torch.equal(log_mel(waveform.numpy()), expected)
+    assert torch.equal(log_mel(waveform.numpy().astype(np.float64)), expected)
+    reverse = waveform.numpy()[:, ::-1]  # which torch takes only as a copy
+    assert torch.equal(log_mel(reverse), log_mel(reverse.copy()))
+
+
+@pytest.mark.parametrize(
+    ("waveform", "message"),
+    [
+        (
+            torch.zeros(1, 9000, dtype=torch.int16),
+            "type torch.int16, expected floating .*; divide 16-bit samples by 32768",
+        ),
+        (np.zeros((1, 9000), np.int16), "type torch.int16, expected floating .*; divide 16-bit samples by 32768"),
+        (np.zeros((1, 9000), np.int32), "type torch.int32, expected floating"),
+        (torch.zeros(1, 1, 9000), r"shape \(1, 1, 9000\), expected \(batch, samples\)"),
+        (torch.zeros(1, 512), "expected .* with 513 samples or more"),
+    ],
+)
+def test_log_mel_refuses(log_mel, waveform, message):
+    with pytest.raises(DataError, match=message):
+        log_mel(waveform)

@@ -19,6 +19,7 @@ from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import ConfigError
 from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.recipe import RecipeArgs, run_settings
+from apnet2_tts_plugin.training import precision
 from apnet2_tts_plugin.training.data import EpochBatches
 from apnet2_tts_plugin.weights import convert
 
@@ -47,6 +48,27 @@ def test_it_learns(start, accumulation, n_steps, share):
     assert sum(errors[-5:]) / 5 < share * errors[0]
     if start == 0:
         assert logged[-1]["loss_disc"] < 0.98 * logged[0]["loss_disc"]
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "emulates"),
+    [
+        ("flags : avx2 avx512f avx512_vnni", True),
+        ("flags : avx512f avx512_bf16", False),
+        ("Features : asimd bf16 i8mm", False),
+        (None, False),
+    ],
+)
+def test_bf16_without_instructions_is_warned_of(cpuinfo, emulates, corpus, tmp_path, monkeypatch, caplog):
+    path = tmp_path / "cpuinfo"
+    if cpuinfo:
+        path.write_text(cpuinfo)
+    monkeypatch.setattr(precision, "Path", {"/proc/cpuinfo": path}.get)
+    assert precision.emulates_bf16("cpu") == emulates
+    for mixed in (False, True):
+        caplog.clear()
+        make_trainer(small_config(corpus, tmp_path / str(mixed), mixed_precision=mixed))
+        assert ("no instructions for bfloat16" in caplog.text) == (mixed and emulates)
 
 
 def test_a_run_leaves_checkpoints_and_the_best_model_which_speaks(run):

@@ -64,6 +64,13 @@ def test_the_transcription_has_the_official_sizes(training, official):
     assert sum(p.numel() for p in ours.generator.parameters()) == 31_425_539
 
 
+def test_emulated_bf16_is_measured_on_request(training, monkeypatch):
+    monkeypatch.setattr(training, "emulates_bf16", lambda device: True)
+    assert training.default_modes("cpu") == ["plain", "ours", "fused", "spectral"]
+    monkeypatch.setattr(training, "emulates_bf16", lambda device: False)
+    assert training.default_modes("cuda") == list(training.MODES)
+
+
 @pytest.mark.slow
 def test_training_compares_modes(training, tmp_path, monkeypatch, capsys):
     out = tmp_path / "training.json"

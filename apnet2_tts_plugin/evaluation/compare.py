@@ -89,7 +89,7 @@ class Comparison:
 
 
 def find_recordings(sources: list[str], last: int | None = None) -> list[Recording]:
-    """The WAV and FLAC files that are given, and those in the folders that are given.
+    """The audio files that are given, and those in the folders that are given.
 
     Args:
         sources: Files and folders.
@@ -204,8 +204,6 @@ class Worker:
             self._evaluate(scores)
         except DataError as error:
             scores.error = str(error)
-        except UnicodeEncodeError:  # by libsndfile's wrapper
-            scores.error = f"{readable(recording.path)}: cannot be read, its name is not UTF-8; give it another"
         return scores
 
     def _evaluate(self, scores: Scores) -> None:

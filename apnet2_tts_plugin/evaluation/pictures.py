@@ -2,12 +2,11 @@
 
 import base64
 import io
-import math
 
 import numpy as np
 import torch
 
-from apnet2_tts_plugin.network.spectra import DB_PER_NEPER, LogMel
+from apnet2_tts_plugin.network.spectra import DB_PER_NEPER, LogMel, hertz_to_mel
 
 FFT, HOP, BANDS = 1024, 256, 128
 RANGE_DB = 80.0  # from the loudest point of the recording down
@@ -32,8 +31,9 @@ class Spectrograms:
 
     def ticks(self) -> list[tuple[str, float]]:
         """Frequencies to name at the edge of a picture, and how far up each lies, from 0 to 1."""
-        top = _mel(self.sample_rate / 2)
-        return [(f"{hertz / 1000:g} kHz", _mel(hertz) / top) for hertz in TICKS_HZ if hertz < self.sample_rate / 2.2]
+        shown = [hertz for hertz in TICKS_HZ if hertz < self.sample_rate / 2.2]
+        heights = hertz_to_mel(np.array(shown)) / hertz_to_mel(self.sample_rate / 2)
+        return [(f"{hertz / 1000:g} kHz", float(height)) for hertz, height in zip(shown, heights, strict=True)]
 
 
 def spectrogram(decibels: np.ndarray, loudest: float) -> str:
@@ -60,8 +60,3 @@ def _png(values: np.ndarray, low: float, high: float, colors: str) -> str:
     file = io.BytesIO()
     image.save(file, format="png", optimize=True)
     return base64.b64encode(file.getvalue()).decode("ascii")
-
-
-def _mel(hertz: float) -> float:
-    """Slaney's mel scale, that of the bands."""
-    return hertz * 3 / 200 if hertz < 1000 else 15 + 27 * math.log(hertz / 1000, 6.4)

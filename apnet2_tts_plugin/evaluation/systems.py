@@ -12,17 +12,16 @@ import librosa
 import numpy as np
 import soxr
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from TTS.utils.audio import AudioProcessor
 from TTS.vocoder.configs.shared_configs import BaseVocoderConfig
 
-from apnet2_tts_plugin import audio
+from apnet2_tts_plugin.audio import SUFFIXES, read_recording
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import DataError, ModelError, one_line
 from apnet2_tts_plugin.loader import load_model
-from apnet2_tts_plugin.network.spectra import LogMel
-from apnet2_tts_plugin.vocode import read_recording
+from apnet2_tts_plugin.metrics.inputs import optional_package
+from apnet2_tts_plugin.network.spectra import LogMel, whole_hops
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
 
 LONGEST_DIFFERENCE = 0.1  # seconds by which a copy may be longer or shorter than its recording
@@ -132,6 +131,7 @@ class GriffinLim:
         if not iterations.isdecimal() or int(iterations) < 1:
             raise ModelError(f"griffin_lim:{iterations}: expected a number of iterations, such as griffin_lim:60")
         self.iterations = int(iterations)
+        optional_package("librosa.filters")  # a line here instead of a traceback at the first file
         self.audio = Apnet2Config().audio
         self.log_mel = LogMel.from_audio_config(self.audio)
 
@@ -213,7 +213,7 @@ class CoquiVocoder:
 
 
 class Wavs:
-    """WAV or FLAC files that something else made, found by the recordings' paths without their suffixes."""
+    """Recordings that something else made, found by the recordings' paths without their suffixes."""
 
     def __init__(self, folder: Path):
         if not folder.is_dir():
@@ -222,9 +222,9 @@ class Wavs:
 
     def __call__(self, recording: Recording) -> Copy:
         base = self.folder / Path(recording.name).parent / Path(recording.name).stem
-        found = [path for suffix in audio.SUFFIXES if (path := base.with_name(base.name + suffix)).is_file()]
+        found = [path for suffix in SUFFIXES if (path := base.with_name(base.name + suffix)).is_file()]
         if not found:
-            raise DataError(f"{base}: no {' or '.join(audio.SUFFIXES)} file of this name")
+            raise DataError(f"{base}: no recording of this name")
         return Copy(*read_recording(found[0]), None)
 
 
@@ -236,10 +236,3 @@ def read_at(path: Path, sample_rate: int) -> Tensor:
     """
     waveform, rate = read_recording(path)
     return torch.from_numpy(waveform if rate == sample_rate else soxr.resample(waveform, rate, sample_rate))
-
-
-def whole_hops(waveform: Tensor, settings) -> Tensor:
-    """A waveform (N,), continued by silence to whole hops, and to as many as the analysis reflects at the edges."""
-    hop_length = settings.hop_length
-    hops = max(-(-len(waveform) // hop_length), settings.fft_size // 2 // hop_length + 1)
-    return F.pad(waveform, (0, hops * hop_length - len(waveform)))

@@ -3,10 +3,10 @@
 import importlib
 from types import ModuleType
 
-import librosa
 import numpy as np
+import soxr
 
-from apnet2_tts_plugin.errors import MetricError, MissingPackageError
+from apnet2_tts_plugin.errors import MetricError, MissingPackageError, one_line
 
 SPEECH_RATE = 16000  # of PESQ, DNSMOS and PLCMOS, in Hz
 
@@ -20,17 +20,20 @@ def check_lengths(reference: np.ndarray, degraded: np.ndarray) -> None:
 
 def at_speech_rate(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
     """A waveform (N,) resampled to 16 kHz."""
-    return librosa.resample(waveform, orig_sr=sample_rate, target_sr=SPEECH_RATE, res_type="soxr_hq")
+    return soxr.resample(waveform, sample_rate, SPEECH_RATE)
 
 
 def optional_package(name: str) -> ModuleType:
     """A module of an optional package.
 
     Raises:
-        MissingPackageError: if it is not installed.
+        MissingPackageError: if it is not installed, or has no place for the code it compiles (librosa, by numba).
     """
+    package = name.partition(".")[0]
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        package = name.partition(".")[0]
         raise MissingPackageError(f"{package} is not installed: pip install apnet2-tts-plugin[eval]") from error
+    except RuntimeError as error:
+        reason = f"{package} cannot be imported ({one_line(error)})"
+        raise MissingPackageError(f"{reason}; set HOME to a folder that can be written to") from error

@@ -41,7 +41,8 @@ def _plcmos(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> fl
     return opinion.plcmos(degraded, sample_rate)
 
 
-WORLD, MOS = ("pyworld",), ("onnxruntime", "speechmos")
+LIBROSA, WORLD = ("librosa.filters",), ("pyworld",)
+MOS = (*LIBROSA, "onnxruntime", "speechmos")
 METRICS = (
     Metric("pesq_wb", "PESQ-WB", speech.pesq_wb, 1, 2, ("pesq",), "ITU-T P.862.2, at 16 kHz"),
     Metric("stoi", "STOI", speech.stoi, 1, 3, ("pystoi",), "Taal et al. 2011, at 10 kHz"),
@@ -50,9 +51,9 @@ METRICS = (
     Metric("snr_db", "SNR, dB", spectral.snr_db, 1, 2, (), "of the waveforms; arXiv 2311.11545"),
     Metric("las_rmse_db", "LAS-RMSE, dB", spectral.las_rmse_db, -1, 2, (), "log amplitudes; arXiv 2311.11545"),
     Metric("mcd_db", "MCD, dB", cepstral.mcd_db, -1, 2, WORLD, "Kubichek 1993, on WORLD's envelopes"),
-    Metric("f0_rmse_cents", "F0-RMSE, cents", pitch.f0_rmse_cents, -1, 1, (), "pYIN; voiced in both"),
-    Metric("vuv_error_percent", "V/UV error, %", pitch.voicing_error_percent, -1, 2, (), "pYIN"),
-    Metric("periodicity_rmse", "Periodicity RMSE", pitch.periodicity_rmse, -1, 3, (), "cross-correlation"),
+    Metric("f0_rmse_cents", "F0-RMSE, cents", pitch.f0_rmse_cents, -1, 1, LIBROSA, "pYIN; voiced in both"),
+    Metric("vuv_error_percent", "V/UV error, %", pitch.voicing_error_percent, -1, 2, LIBROSA, "pYIN"),
+    Metric("periodicity_rmse", "Periodicity RMSE", pitch.periodicity_rmse, -1, 3, LIBROSA, "cross-correlation"),
     Metric(
         "multi_resolution_stft", "Multi-resolution STFT", spectral.multi_resolution_stft, -1, 3, (), "arXiv 1910.11480"
     ),

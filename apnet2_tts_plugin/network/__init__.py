@@ -1,5 +1,5 @@
 """The networks, as functions of tensors alone.
 
 Read `spectra`, `convnext`, what the phase may start from (`pitch`, `harmonics`) and end with (`consistency`), then
-`generator`, how it speaks while a mel arrives (`streaming`), and `discriminators`.
+`generator`, how it speaks while a mel arrives (`streaming`), and `discriminators`; `scales` tells what a mel is in.
 """

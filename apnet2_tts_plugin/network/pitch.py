@@ -59,8 +59,9 @@ class PitchPredictor(nn.Module):
         logits = logits.transpose(1, 2).contiguous()  # each frame as a row, which rounds alike among few and many
         near = (bins - logits.argmax(2, keepdim=True)).abs() <= REACH
         weights = logits.masked_fill(~near, float("-inf")).softmax(2)
-        f0 = self.f0_min * torch.exp2((weights * bins).sum(2) * (CENTS_PER_BIN / 1200))
-        return Pitch((f0 * 64).round() / 64, (voicing > 0).float())
+        octaves = (weights * bins).sum(2) * (CENTS_PER_BIN / 1200)
+        f0 = self.f0_min * torch.exp2(octaves.double())  # in float32 the last ones of a tensor round otherwise
+        return Pitch(((f0 * 64).round() / 64).float(), (voicing > 0).float())
 
 
 def bin_labels(f0: Tensor, f0_min: float, n_bins: int) -> Tensor:

@@ -198,11 +198,9 @@ class GeneratorStream:
 
         >>> from apnet2_tts_plugin import load_model
         >>> generator = load_model("apnet2").generator
-        >>> mel = torch.zeros(1, 80, 100)
+        >>> mel = torch.full((1, 80, 100), -5.0)
         >>> stream = GeneratorStream(generator)
         >>> pieces = [stream.push(piece, last=i == 3) for i, piece in enumerate(mel.split(25, dim=2))]
-        >>> [piece.shape[1] // 256 for piece in pieces]
-        [16, 25, 25, 33]
         >>> torch.allclose(torch.cat(pieces, dim=1), generator.inference(mel), atol=1e-5)
         True
     """

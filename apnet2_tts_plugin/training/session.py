@@ -19,6 +19,7 @@ from apnet2_tts_plugin.config import EVAL_METRICS
 from apnet2_tts_plugin.errors import CheckpointError, ConfigError, LaunchError, one_line
 from apnet2_tts_plugin.files import write_atomically
 from apnet2_tts_plugin.training import distributed
+from apnet2_tts_plugin.training.precision import emulates_bf16
 from apnet2_tts_plugin.training.progress import ProgressBar
 from apnet2_tts_plugin.training.signals import StopSignals
 from apnet2_tts_plugin.training.state import (
@@ -87,6 +88,7 @@ class Session:
         """
         trainer = self.trainer
         self._check_same_files()
+        self._warn_of_emulation()
         trainer.save_checkpoint = self.save
         trainer.save_best_model = self.save_best
         if self.checkpoint is not None:
@@ -96,6 +98,15 @@ class Session:
             trainer.config.run_eval = False  # rank 0 does it, while the others wait
         if self.checkpoint is None:
             self._take_folder()
+
+    def _warn_of_emulation(self) -> None:
+        config, device = self.trainer.config, "cuda" if self.trainer.use_cuda else "cpu"
+        is_bf16 = config.precision == "bf16" or device == "cpu"  # where the Trainer knows no other
+        if config.mixed_precision and is_bf16 and distributed.rank() == 0 and emulates_bf16(device):
+            logger.warning(
+                "mixed_precision: this device has no instructions for bfloat16, which makes it several times, or even "
+                "a hundred times, as slow as float32; false is faster"
+            )
 
     def _resume(self, content: dict[str, Any]) -> None:
         trainer, run = self.trainer, content.get("run")

@@ -2,7 +2,8 @@
 
 The user's models lie where coqui-tts keeps those it downloads: `<user data>/vocoder_models--<dataset>--<name>`, with
 `TTS_HOME` honoured; the dataset is that of the model's configuration, such as `en--ljspeech`. Models that ship with the
-plugin lie in `bundled/<name>` in this package. Under the same name, the user's model is taken.
+plugin lie in `bundled/<name>` in this package. Under the same name, the user's model is taken. Nothing here imports
+torch or coqui-tts, which takes longer than all that is done here.
 """
 
 import json
@@ -10,13 +11,12 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trainer.io import get_user_data_dir
-
-from apnet2_tts_plugin.errors import ModelError, ModelNotFoundError
+from apnet2_tts_plugin.errors import Apnet2Error, ModelError, ModelNotFoundError
 from apnet2_tts_plugin.files import read_json
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
 
@@ -24,15 +24,15 @@ KIND = "vocoder_models"
 UNKNOWN = "universal/unknown"  # language and dataset of a model whose configuration does not say them
 BUNDLED = Path(__file__).parents[1] / "bundled"
 
+DEFAULTS = {"latent_channels": 192, "speaker_channels": 0, "audio": {}}  # of `config`
+DEFAULT_AUDIO = {"sample_rate": 22050, "num_mels": 80}
 SHORTHANDS = {"xtts"}  # names that coqui-tts takes for a model of another name
 
 
 def names() -> dict[str, Path]:
     """The names of all models, sorted, with their folders."""
     bundled = {folder.name: folder for folder in _model_folders(BUNDLED, "*")}
-    users = {
-        folder.name.split("--", 3)[3]: folder for folder in _model_folders(get_user_data_dir("tts"), f"{KIND}--*--*--*")
-    }
+    users = {folder.name.split("--", 3)[3]: folder for folder in _model_folders(data_folder(), f"{KIND}--*--*--*")}
     return dict(sorted({**bundled, **users}.items()))
 
 
@@ -41,6 +41,41 @@ def full_name(folder: Path) -> str:
     if folder.parent != BUNDLED:
         return "/".join(folder.name.split("--", 3))
     return f"{KIND}/{_dataset(folder)}/{folder.name}"
+
+
+def data_folder() -> Path:
+    """Where coqui-tts keeps models: on Linux, what `get_user_data_dir("tts")` of `trainer.io` says."""
+    data = os.environ.get("TTS_HOME", os.environ.get("XDG_DATA_HOME", "~/.local/share"))
+    try:
+        return Path(data).expanduser().resolve() / "tts"
+    except RuntimeError:  # no home, as of a user whom the system does not know; in Docker that is the root folder
+        return Path("/.local/share/tts")
+
+
+def model_table() -> Iterator[str]:
+    """One line for each named model: name, origin, input, sample rate, size and folder, or what is wrong with it.
+
+    Of its configuration no more is read than that.
+    """
+    for name, folder in names().items():
+        origin = "bundled" if folder.parent == BUNDLED else "user"
+        try:
+            size = find_weights(folder).stat().st_size / 1e6
+            facts = f"{_input_and_rate(folder / CONFIG_NAME)}  {size:7.1f} MB  {folder}"
+        except Apnet2Error as error:
+            facts = f"broken: {error}"
+        yield f"{name:16}  {origin:7}  {facts}"
+
+
+def _input_and_rate(path: Path) -> str:
+    settings = {**DEFAULTS, **_settings(path)}
+    kind = settings.get("input_features", settings.get("input", "mel"))  # "input" in files of old
+    try:
+        audio = {**DEFAULT_AUDIO, **settings["audio"]}
+        n_inputs = audio["num_mels"] if kind == "mel" else settings["latent_channels"] + settings["speaker_channels"]
+        return f"{f'{kind} of {n_inputs:d}':13}  {audio['sample_rate']:6d} Hz"
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path}: not a usable configuration, a setting in it is of the wrong type") from error
 
 
 def resolve(name_or_folder: str | os.PathLike) -> Path:
@@ -113,7 +148,7 @@ def install(folder: str | os.PathLike, name: str) -> Path:
     """
     _check_name(name)
     _check_model(folder)
-    target = get_user_data_dir("tts") / f"{KIND}/{_dataset(folder)}/{name}".replace("/", "--")
+    target = data_folder() / f"{KIND}/{_dataset(folder)}/{name}".replace("/", "--")
     if target.exists() and not is_model(target):
         raise ModelError(f"{target} exists and is no APNet2 model; choose another name")
     replaced = names().get(name)
@@ -154,7 +189,10 @@ def remove(name: str) -> None:
 
 
 def _model_folders(parent: Path, pattern: str) -> list[Path]:
-    return [folder for folder in parent.glob(pattern) if is_model(folder)]
+    try:
+        return [folder for folder in parent.glob(pattern) if is_model(folder)]
+    except OSError:  # another user's home
+        return []
 
 
 def _settings(path: str | os.PathLike) -> dict[str, Any]:

@@ -1,0 +1,204 @@
+"""Commands that turn files into files: which are read, what each becomes, and doing it one by one."""
+
+import io
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import soundfile
+from tqdm import tqdm
+
+from apnet2_tts_plugin.audio import Source, StandardInput, has_suffix
+from apnet2_tts_plugin.errors import Apnet2Error, DataError, OutputError, one_line
+from apnet2_tts_plugin.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+STANDARD = "-"  # standard input, or standard output
+NAMED = 3  # of the files that a folder has and that are left out
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to make.
+
+    Attributes:
+        source: What is read.
+        target: What is written; None for standard output.
+        suffix: In whose format.
+    """
+
+    source: Source
+    target: Path | None
+    suffix: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of the jobs.
+
+    Attributes:
+        n_files: How many were done.
+        n_failed: How many were not.
+        audio: Length of what was done in seconds.
+        elapsed: How long it took in seconds.
+    """
+
+    n_files: int
+    n_failed: int
+    audio: float
+    elapsed: float
+
+    def __str__(self) -> str:
+        files = "1 file" if self.n_files == 1 else f"{self.n_files} files"
+        speed = f"{self.audio / self.elapsed:.1f} times real time"
+        return f"{files}, {self.audio:.1f} s of audio in {self.elapsed:.1f} s, {speed}"
+
+
+def plan(
+    inputs: list[str], output: str, readable: tuple[str, ...], writable: tuple[str, ...], suffix: str | None = None
+) -> list[Job]:
+    """Which files are to be read, and what each becomes.
+
+    Args:
+        inputs: Files, folders, or "-" for standard input, which is read here. Of a folder all files that end in one of
+            `readable` are taken, sub-folders included; the others are named in the log.
+        output: The file, or "-" for standard output. It is a folder if it is one already, ends in "/", or if there are
+            several inputs or folders; it mirrors what is in the folders then.
+        readable: The suffixes that are taken from folders.
+        writable: The suffixes that may be written.
+        suffix: That of the files in a folder and of standard output; by default the first of `writable`. A single
+            file's name has its own.
+
+    Raises:
+        DataError: if there is nothing to read.
+        OutputError: if the output is of the wrong kind, or a file that is read would be overwritten.
+    """
+    inputs = list(dict.fromkeys(inputs))
+    missing = [name for name in inputs if name != STANDARD and not os.path.exists(name)]
+    if len(missing) == len(inputs):
+        raise DataError(f"{', '.join(missing)}: no such file or folder")
+    folders = [name for name in inputs if os.path.isdir(name)]
+    default = suffix or writable[0]
+    if output == STANDARD:
+        if len(inputs) > 1 or folders:
+            raise OutputError("standard output takes one file; for several, expected a folder to write to")
+        if sys.stdout.isatty():
+            raise OutputError("standard output is a terminal, expected a file (> OUT) or a program (| PROGRAM)")
+        return [Job(_source(inputs[0]), None, default)]
+    target = Path(output)
+    if len(inputs) == 1 and not folders and not (target.is_dir() or output.endswith(os.sep)):
+        return _refuse_overwriting([_single(_source(inputs[0]), target, writable, suffix)])
+    if not target.is_dir() and (target.exists() or has_suffix(target, writable) and not output.endswith(os.sep)):
+        raise OutputError(f"{target}: names a file; for several inputs or a folder, expected a folder to write to")
+    pairs = []
+    for name in inputs:
+        pairs += _in_folder(Path(name), target, readable) if name in folders else [(_source(name), _stem(name))]
+    jobs = [Job(source, target / path.with_name(f"{path.name}{default}"), default) for source, path in pairs]
+    return _refuse_overwriting(_refuse_repeated(jobs))
+
+
+def _source(name: str) -> Source:
+    return StandardInput(sys.stdin.buffer.read()) if name == STANDARD else Path(name)
+
+
+def _stem(name: str) -> Path:
+    return Path("stdin" if name == STANDARD else Path(name).stem)
+
+
+def _single(source: Source, target: Path, writable: tuple[str, ...], suffix: str | None) -> Job:
+    own = target.suffix.lower()
+    if own not in writable:
+        hint = "or a folder: one that exists, or a name that ends in /"
+        raise OutputError(f"{target}: expected the name of a {', '.join(writable)} file to write, {hint}")
+    if suffix not in (None, own):
+        raise OutputError(f"{target}: has the suffix {own}, but {suffix} was asked for; leave one out")
+    return Job(source, target, own)
+
+
+def _in_folder(source: Path, target: Path, readable: tuple[str, ...]) -> list[tuple[Path, Path]]:
+    """The files in a folder, and their paths below it without the suffix."""
+    if source.resolve() in (target.resolve(), *target.resolve().parents):
+        raise OutputError(f"{target}: lies in {source}, which is read; choose a folder outside of it")
+    files = sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith("."))
+    taken = [path for path in files if has_suffix(path, readable)]
+    if not taken:
+        raise DataError(f"{source}: no {', '.join(readable)} file in this folder")
+    if others := [str(path.relative_to(source)) for path in files if not has_suffix(path, readable)]:
+        names = ", ".join(others[:NAMED]) + (", ..." if len(others) > NAMED else "")
+        logger.warning("%s: %d left out, by their suffixes other kinds of files: %s", source, len(others), names)
+    return [(path, path.relative_to(source).with_suffix("")) for path in taken]
+
+
+def _refuse_repeated(jobs: list[Job]) -> list[Job]:
+    repeated, times = Counter(job.target for job in jobs).most_common(1)[0]
+    if times > 1:
+        names = " and ".join(str(job.source) for job in jobs if job.target == repeated)
+        raise DataError(f"{names} would all become {repeated}; give one of them at a time")
+    return jobs
+
+
+def _refuse_overwriting(jobs: list[Job]) -> list[Job]:
+    read = {job.source.resolve() for job in jobs if isinstance(job.source, Path)}
+    if overwritten := read & {job.target.resolve() for job in jobs}:
+        raise OutputError(f"{min(overwritten)}: is an input and would be overwritten; choose another output")
+    return jobs
+
+
+def without_existing(jobs: list[Job]) -> list[Job]:
+    """The jobs whose file is not there yet; a line in the log counts the others."""
+    left = [job for job in jobs if job.target is None or not job.target.exists()]
+    if len(left) < len(jobs):
+        logger.warning("%d of %d files are there already and are left as they are", len(jobs) - len(left), len(jobs))
+    return left
+
+
+def run(jobs: list[Job], do: Callable[[Job], float]) -> Done:
+    """Do all jobs; those that cannot be done are named in the log and left out.
+
+    Args:
+        jobs: What `plan` gives.
+        do: Does one, and returns the length of its audio in seconds.
+
+    Raises:
+        OutputError: if a file cannot be written; there is no part of it then, and the rest is not tried.
+    """
+    start, seconds = time.perf_counter(), []
+    for job in tqdm(jobs, unit="file", disable=None if len(jobs) > 1 else True):
+        try:
+            if isinstance(job.source, Path) and not job.source.exists():
+                raise DataError(f"{job.source}: no such file or folder")
+            seconds.append(do(job))
+        except OutputError:
+            raise
+        except Apnet2Error as error:
+            logger.error("%s", error)
+    return Done(len(seconds), len(jobs) - len(seconds), sum(seconds), time.perf_counter() - start)
+
+
+def write(job: Job, encode: Callable[[BinaryIO], None]) -> None:
+    """Write what `encode` makes, whole or not at all, to the job's file, whose folder is made, or to standard output.
+
+    Raises:
+        OutputError: if it cannot be written.
+        BrokenPipeError: if nobody reads standard output any more.
+    """
+    content = io.BytesIO()
+    try:
+        encode(content)
+        if job.target is None:
+            sys.stdout.buffer.write(content.getvalue())
+            sys.stdout.buffer.flush()
+        else:
+            write_atomically(job.target, lambda temporary: temporary.write_bytes(content.getvalue()))
+    except BrokenPipeError:
+        raise
+    except (OSError, soundfile.LibsndfileError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise OutputError(f"{job.target or 'standard output'}: cannot be written ({reason})") from error
