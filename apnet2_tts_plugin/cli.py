@@ -363,7 +363,8 @@ def _vocode(arguments: argparse.Namespace) -> int:
 
     def do(job):
         resample, framing = not arguments.no_resample, arguments.framing
-        waveform = vocode.vocode_file(model, job.source, resample, pairing, framing, arguments.normalize)
+        normalize, progress = arguments.normalize, len(jobs) == 1
+        waveform = vocode.vocode_file(model, job.source, resample, pairing, framing, normalize, progress)
         batch.write(job, lambda file: audio.encode(file, waveform.numpy(), rate, job.suffix))
         return len(waveform) / rate
 

@@ -23,7 +23,7 @@ from apnet2_tts_plugin.metrics import speech
 from apnet2_tts_plugin.network.discriminators import multi_period, multi_resolution
 from apnet2_tts_plugin.network.generator import Generator, Prediction
 from apnet2_tts_plugin.network.spectra import LogMel, as_tensor, as_waveform, whole_hops
-from apnet2_tts_plugin.network.streaming import open_stream
+from apnet2_tts_plugin.network.streaming import WINDOW, open_stream
 from apnet2_tts_plugin.training import distributed, losses
 from apnet2_tts_plugin.training.data import evaluation_loader, find_files, training_loader
 from apnet2_tts_plugin.training.guard import NonFiniteGuard
@@ -119,16 +119,17 @@ class Apnet2(BaseVocoder):
             raise DataError(f"lengths {lengths.tolist()}, expected {mel.shape[0]} numbers of 2 to {mel.shape[2]}")
         return self.generator.inference(mel, lengths)[:, None]
 
-    def stream(self, pieces: Iterable[Tensor | np.ndarray]) -> Iterator[Tensor]:
+    def stream(self, pieces: Iterable[Tensor | np.ndarray], window: int = WINDOW) -> Iterator[Tensor]:
         """Vocode a mel, or latent, while it arrives.
 
         The samples are those of `inference` on the whole, to about a millionth of the peak, where no layer pools over
         the sentence (`response_norm` "none", as in the bundled models). Those with the published layers vocode windows
-        that overlap, which sounds alike but is not equal, and begin after 160 frames. What is held in memory does not
-        grow.
+        that overlap, which sounds alike but is not equal, and begin 32 frames after the first window. What is held in
+        memory does not grow.
 
         Args:
             pieces: The next frames (B, n_mels, any T), each of the same B; together at least 2.
+            window: Frames of a window, where layers pool; 32 more before and after each are vocoded with it.
 
         Yields:
             Waveform (B, 1, N) in float32, whenever samples are complete; all together (T - 1) * hop_length of them.
@@ -144,7 +145,7 @@ class Apnet2(BaseVocoder):
             >>> torch.cat(list(model.stream(pieces)), dim=2).shape
             torch.Size([1, 1, 25344])
         """
-        stream, n_frames = open_stream(self.generator), 0
+        stream, n_frames = open_stream(self.generator, window), 0
         for piece in pieces:
             piece = self._features(piece)
             n_frames += piece.shape[2]

@@ -2,11 +2,13 @@
 
 import logging
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 import torchaudio
 from torch import Tensor
+from tqdm import tqdm
 
 from apnet2_tts_plugin.audio import Source, StandardInput, read_recording
 from apnet2_tts_plugin.config import Apnet2Config
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 FEATURE_SUFFIXES = (".npy", ".pt")
 MAGIC = {b"\x93NUMPY": ".npy", b"PK\x03\x04": ".pt"}
+PIECE = 2048  # frames vocoded at once, 24 s at 22.05 kHz: more than that in memory is the waveform alone
 NORMALIZED_PEAK = 10 ** (-1 / 20)  # 1 dB below full scale, which lossy formats need
 
 
@@ -33,6 +36,7 @@ def vocode_file(
     pairing: Pairing | None = None,
     framing: str = "centred",
     normalize: bool = False,
+    progress: bool = False,
 ) -> Tensor:
     """What the model makes of one file: (N,) in float32 on the CPU, within [-1, 1].
 
@@ -47,6 +51,7 @@ def vocode_file(
         pairing: With the acoustic model that made the mel, see `pairing_for_mels`; None for a natural-log mel.
         framing: Where the frames of a mel in a file lie: "centred", or as `pairing.framing` says of "hifigan".
         normalize: Scale the waveform to a peak 1 dB below full scale, louder or softer.
+        progress: Show how far a long file is.
 
     Raises:
         DataError: if the file cannot be read, or is not what the model takes.
@@ -54,7 +59,10 @@ def vocode_file(
     try:
         if suffix := _feature_suffix(source):
             features = _features(model, source, suffix, pairing).to(model.device)
-            waveform = model.inference(features) if framing == "centred" else vocode_hifigan_frames(model, features)
+            if framing == "hifigan":
+                waveform = vocode_hifigan_frames(model, features)
+            else:
+                waveform = _vocode(model, features.shape[2], iter(features.split(PIECE, dim=2)), progress)
         elif model.config.input_features == "latent":
             raise DataError(
                 f"{source}: is a recording, but this model vocodes latents of a VITS; expected a "
@@ -62,7 +70,11 @@ def vocode_file(
             )
         else:
             recording, rate = _recording(source, model.config.audio.sample_rate, resample)
-            waveform = model.copy_synthesis(recording, rate)
+            audio = model.config.audio
+            resampled = torchaudio.functional.resample(torch.from_numpy(recording), rate, audio.sample_rate)
+            padded = whole_hops(resampled, audio).to(model.device)
+            n_frames = len(padded) // audio.hop_length + 1
+            waveform = _vocode(model, n_frames, model.log_mel.pieces(padded, PIECE), progress)[..., : len(resampled)]
     except RuntimeError as error:  # on a processor torch has no class of its own for it
         if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
             raise
@@ -71,6 +83,19 @@ def vocode_file(
     if not waveform.isfinite().all():
         raise DataError(f"{source}: the model's output has NaN or infinite samples")
     return _in_range(waveform, source, normalize)
+
+
+def _vocode(model: Apnet2, n_frames: int, pieces: Iterator[Tensor], progress: bool) -> Tensor:
+    """The waveform (1, 1, N) of a mel or latent of `n_frames` that comes in pieces of `PIECE`, on the CPU."""
+    if n_frames <= PIECE:
+        return model.inference(next(pieces)).cpu()
+    audio, waveforms = model.config.audio, []
+    seconds = round(n_frames * audio.hop_length / audio.sample_rate)
+    with tqdm(total=seconds, unit="s", disable=None if progress else True) as bar:
+        for waveform in model.stream(pieces, window=PIECE):
+            waveforms.append(waveform.cpu())
+            bar.update(round(waveform.shape[2] / audio.sample_rate))
+    return torch.cat(waveforms, dim=2)
 
 
 def _in_range(waveform: Tensor, source: Source, normalize: bool) -> Tensor:

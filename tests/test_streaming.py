@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile as sf
 import tiny
 import torch
 
-from apnet2_tts_plugin import load_model
+from apnet2_tts_plugin import load_model, vocode
 from apnet2_tts_plugin.config import PredictorConfig
 from apnet2_tts_plugin.errors import DataError
+from apnet2_tts_plugin.network.generator import Generator
 from apnet2_tts_plugin.network.streaming import GeneratorStream, WindowStream, open_stream
+from apnet2_tts_plugin.vocode import vocode_file
 
 SPEECH = Path(__file__).parent.parent / "recipes" / "ljspeech" / "sample.flac"
 HOP = 256
@@ -136,6 +139,32 @@ def test_a_model_that_pools_vocodes_windows():
     assert 1e-8 < error < 0.03
     short = mel[:, :, :100]
     assert torch.equal(torch.cat(list(model.stream([short])), dim=2), model.inference(short))
+
+
+@pytest.mark.parametrize("n_samples", [HOP * 3, HOP * 7, HOP * 41, HOP * 41 + 100])
+@pytest.mark.parametrize("n_frames", [1, 4, 13, 100])
+def test_mel_in_pieces(n_samples, n_frames):
+    log_mel = tiny.model().log_mel
+    waveform = torch.randn(n_samples, generator=torch.Generator().manual_seed(0))
+    whole = log_mel(waveform[None])
+    pieces = list(log_mel.pieces(waveform, n_frames))
+    assert all(piece.shape[2] == n_frames for piece in pieces[:-1])
+    torch.testing.assert_close(torch.cat(pieces, dim=2), whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".npy"])
+def test_long_files_are_vocoded_in_pieces(suffix, tmp_path, monkeypatch):
+    model = load_model("apnet2")
+    speech, _ = sf.read(SPEECH, dtype="float32", frames=50_000)
+    file, long_mel = tmp_path / f"in{suffix}", model.log_mel(speech[None])
+    sf.write(file, speech, 22050, subtype="FLOAT") if suffix == ".wav" else np.save(file, long_mel[0].numpy())
+    whole = vocode_file(model, file)
+    monkeypatch.setattr(vocode, "PIECE", 60)
+    lengths = []
+    monkeypatch.setattr(Generator, "inference", lambda *_: lengths.append("the whole"))
+    pieces = vocode_file(model, file)
+    assert not lengths and len(whole) == (50_000 if suffix == ".wav" else 50_000 // HOP * HOP)
+    torch.testing.assert_close(pieces, whole, atol=1e-5, rtol=0)
 
 
 def test_mistakes():

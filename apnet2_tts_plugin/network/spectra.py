@@ -5,6 +5,7 @@ frames (frames are centred, the edges reflected). Logarithms are natural.
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -196,6 +197,17 @@ class LogMel(Float32Buffers):
         if waveform.dim() not in (1, 2) or shape[-1] < shortest:
             raise DataError(f"waveform of shape {shape}, expected (batch, samples) with {shortest} samples or more")
         return self.from_spectrum(self.stft(waveform))
+
+    def pieces(self, waveform: Tensor, n_frames: int) -> Iterator[Tensor]:
+        """The mel of a waveform (N,), `n_frames` at a time, so that long ones fit in memory: (1, n_mels, T) each."""
+        hop_length, half_window = self.stft.hop_length, self.stft.n_fft // 2
+        margin = half_window // hop_length + 1  # frames that the edge of a piece, where the waveform goes on, reflects
+        n_all = len(waveform) // hop_length + 1
+        for start in range(0, n_all, n_frames):
+            first, end = max(start - margin, 0), min(start + n_frames, n_all)
+            last = len(waveform) if end == n_all else (end + margin) * hop_length
+            mel = self(waveform[None, first * hop_length : last])
+            yield mel[:, :, start - first : end - first]
 
     def from_spectrum(self, spectrum: Tensor) -> Tensor:
         """Log-mel (B, n_mels, T) of a complex spectrum (B, n_bins, T)."""

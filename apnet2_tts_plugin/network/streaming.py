@@ -23,10 +23,10 @@ MIN_ROWS = 16
 WINDOW, CONTEXT = 128, 32
 
 
-def open_stream(generator: Generator) -> "GeneratorStream | WindowStream":
-    """What vocodes one mel in pieces with this generator."""
+def open_stream(generator: Generator, window: int = WINDOW) -> "GeneratorStream | WindowStream":
+    """What vocodes one mel in pieces with this generator; `window` is for those that pool, as in `WindowStream`."""
     pools = any(isinstance(module, GlobalResponseNorm) for module in generator.modules())
-    return WindowStream(generator) if pools else GeneratorStream(generator)
+    return WindowStream(generator, window) if pools else GeneratorStream(generator)
 
 
 class Frames:
@@ -242,10 +242,12 @@ class WindowStream:
 
     Args:
         generator: The generator; one stream is for one mel.
+        window: Frames that each brings to hear, besides those of `CONTEXT` before and after.
     """
 
-    def __init__(self, generator: Generator):
+    def __init__(self, generator: Generator, window: int = WINDOW):
         self.generator = generator
+        self.window = window
         self.kept: Tensor | None = None  # frames, of which the first `n_before` are context only
         self.n_before = 0
 
@@ -254,8 +256,8 @@ class WindowStream:
         """The samples that are complete with the next piece of the mel: as `GeneratorStream.push`."""
         self.kept = mel if self.kept is None else torch.cat([self.kept, mel], dim=2)
         pieces = [mel.new_zeros(len(mel), 0, dtype=torch.float32)]
-        while self.kept.shape[2] >= self.n_before + WINDOW + CONTEXT:
-            pieces.append(self._vocode(self.n_before + WINDOW, CONTEXT))
+        while self.kept.shape[2] >= self.n_before + self.window + CONTEXT:
+            pieces.append(self._vocode(self.n_before + self.window, CONTEXT))
         if last and self.kept.shape[2] - 1 > self.n_before:
             pieces.append(self._vocode(self.kept.shape[2] - 1, 1))
         return torch.cat(pieces, dim=1)
