@@ -1,5 +1,6 @@
 """Reading recordings: which files there are, and their samples."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ def find_audio(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder, expected one with the training audio (config field `data_path`)")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
     if not paths:
         raise DataError(f"{folder}: no {' or '.join(SUFFIXES)} file below this folder")
     return paths
@@ -34,7 +35,7 @@ def read_audio(path: str | Path, sample_rate: int, start: int = 0, n_samples: in
         DataError: if it cannot be read there, or has NaN or infinite samples.
     """
     try:
-        with sf.SoundFile(path) as file:
+        with sf.SoundFile(os.fsencode(path)) as file:  # whatever bytes the name has
             file.seek(start)
             waveform = file.read(n_samples, dtype="float32", always_2d=True).mean(axis=1)
             rate = file.samplerate

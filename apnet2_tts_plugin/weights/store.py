@@ -54,6 +54,11 @@ def resolve(name_or_folder: str | os.PathLike) -> Path:
     return folder
 
 
+def path_of(name_or_path: str | os.PathLike) -> Path:
+    """The folder of a model that has a name, or else the path as it is."""
+    return names().get(short_name(str(name_or_path)), Path(name_or_path))
+
+
 def short_name(name: str) -> str:
     """`name` without the `vocoder_models/en/ljspeech/` of a full name."""
     return name.removeprefix(PREFIX)
