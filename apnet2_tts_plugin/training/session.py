@@ -234,6 +234,7 @@ class Session:
                 self.bar = None
             self.trainer.train_loader = None  # its processes would keep the interpreter from ending
             self._say_how_it_ended()
+            distributed.leave()
 
     def _say_how_it_ended(self) -> None:
         if distributed.rank() > 0:
