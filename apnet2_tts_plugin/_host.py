@@ -310,7 +310,8 @@ def _end_in_one_line(command: str, error: Exception) -> None:
 def _write_config_whole(original):
     """`trainer.trainer.copy_model_files`: stock empties the `config.json` of a run that goes on, then writes it anew,
     from each process; one that is killed then, or another that reads then, finds nothing to go on with. Where there are
-    checkpoints, `Session` writes it, once it is known that the run is not another one of the same name."""
+    checkpoints, `Session` writes it, once it is known that the run is not another one of the same name. Stock keeps
+    relative paths, which mean nothing to who goes on from another folder."""
 
     def copy_model_files(config, out_path, *args, **kwargs):
         if getattr(config, "model", None) != "apnet2":
@@ -321,6 +322,7 @@ def _write_config_whole(original):
 
         from trainer.utils.distributed import is_main_process
 
+        config.make_paths_absolute()
         if is_main_process() and not any(Path(out_path).glob("*.pth")):
             with TemporaryDirectory(dir=out_path, prefix=".", suffix=".tmp") as folder:
                 original(config, folder, *args, **kwargs)

@@ -2,11 +2,14 @@
 
 import copy
 import logging
+import os
 import re
+from argparse import ArgumentParser, Namespace
 from collections.abc import Collection
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+import numpy as np
 from coqpit import Coqpit
 from TTS.config import BaseAudioConfig
 from TTS.vocoder.configs.shared_configs import BaseVocoderConfig
@@ -43,6 +46,7 @@ OFFICIAL_DECAY = 0.999 ** (1 / 809)  # of the learning rates in an update; 809 a
 PITCH_TERMS = ("pitch", "voicing")  # computed with phase_start "pitch"; not in files of old
 DISCRIMINATOR_LOSS_WEIGHTS = {"mpd": 1.0, "mrd": 0.1}
 ANALYSIS = ("fft_size", "win_length", "hop_length", "sample_rate", "num_mels", "mel_fmin", "mel_fmax")
+PATHS = ("data_path", "feature_path", "f0_path", "output_path")
 WRITTEN_BY_TRAINER = ("github_branch", "restore_path")  # into a run's config.json
 UNUSED = {  # settings of coqui's base classes that APNet2 makes no use of, and what does it instead
     "use_noise_augment": "",
@@ -87,6 +91,7 @@ class Apnet2AudioConfig(BaseAudioConfig):
         Raises:
             ConfigError: with the field, its value and what is allowed.
         """
+        _make_plain(self)
         _check_numbers("audio.", self, ANALYSIS[:-1])
         for name in ("sample_rate", "hop_length", "num_mels"):
             _require(self[name] >= 1, f"audio.{name}", self[name], "at least 1")
@@ -133,6 +138,7 @@ class PredictorConfig(Coqpit):
 
     def check(self, name: str) -> None:
         """Raise ConfigError when a size makes no sense; `name` is the predictor's field in the configuration."""
+        _make_plain(self)
         _check_numbers(f"{name}.", self)
         for size in ("channels", "hidden_channels", "blocks"):
             _require(self[size] >= 1, f"{name}.{size}", self[size], "at least 1")
@@ -228,6 +234,8 @@ class Apnet2Config(BaseVocoderConfig):
             "feature_matching_mpd": 1.0, "adversarial_mrd": 0.1, "feature_matching_mrd": 0.1}.
         discriminator_loss_weights (dict): Weight of each discriminator's loss. Defaults to {"mpd": 1.0, "mrd": 0.1}.
         seq_len (int): Samples of a training segment, a multiple of the hop. Defaults to 8192.
+        segments_per_file (int): Segments of each file in an epoch; with few files more of them make evaluations, which
+            come after each epoch, take less of the time. Defaults to 1.
         batch_size (int): Segments of a training batch. Defaults to 16.
         eval_split_size (int): Files held out for evaluation, the last ones by name. Defaults to 10.
         num_loader_workers (int): Processes that read training audio. Defaults to 4.
@@ -292,6 +300,7 @@ class Apnet2Config(BaseVocoderConfig):
     discriminator_loss_weights: dict[str, float] = field(default_factory=DISCRIMINATOR_LOSS_WEIGHTS.copy)
 
     seq_len: int = 8192
+    segments_per_file: int = 1
     batch_size: int = 16
     eval_split_size: int = 10
     num_loader_workers: int = 4
@@ -356,6 +365,7 @@ class Apnet2Config(BaseVocoderConfig):
         ):
             # coqpit swallows the AttributeError that a None would end in
             _require(isinstance(self[name], kind), name, self[name], f"a section of settings ({kind.__name__})")
+        _make_plain(self)
         _check_numbers("", self)
         self.audio.check_values()
         self.amplitude.check("amplitude")
@@ -400,7 +410,8 @@ class Apnet2Config(BaseVocoderConfig):
         divides = self.seq_len % hop == 0 and self.seq_len > self.audio.fft_size // 2
         allowed = f"a multiple of audio.hop_length ({hop}) above half the FFT size"
         _require(divides, "seq_len", self.seq_len, allowed)
-        for name in ("batch_size", "eval_split_size", "epochs", "mrd_channels", "save_step", "plot_step", "print_step"):
+        steps = ("save_step", "plot_step", "print_step")
+        for name in ("batch_size", "segments_per_file", "eval_split_size", "epochs", "mrd_channels", *steps):
             _require(self[name] >= 1, name, self[name], "at least 1")
         for name in ("mpd_periods", "mpd_channels"):
             positive = len(self[name]) >= 1 and min(self[name]) >= 1
@@ -431,6 +442,10 @@ class Apnet2Config(BaseVocoderConfig):
         for name in ("lr_scheduler_gen", "lr_scheduler_disc"):
             allowed = "the name of a schedule ('ConstantLR' with {'factor': 1.0} leaves the rate as it is)"
             _require(bool(self[name]), name, self[name], allowed)
+            allowed = "a schedule that is stepped without a figure, such as 'ExponentialLR' or 'CosineAnnealingLR'"
+            _require(self[name] != "ReduceLROnPlateau", name, self[name], allowed)
+        allowed = "an optimizer that takes a step from gradients alone, such as 'AdamW'"
+        _require(self.optimizer not in ("LBFGS", "SparseAdam"), "optimizer", self.optimizer, allowed)
         _require(self.precision in ("bf16", "fp16"), "precision", self.precision, "'bf16' or 'fp16'")
         for name in ("max_skipped_steps", "num_loader_workers", "num_eval_loader_workers"):
             _require(self[name] >= 0, name, self[name], "0 or more")
@@ -463,6 +478,33 @@ class Apnet2Config(BaseVocoderConfig):
             left_out.append("multi_resolution_stft")
         return [term for term in self.loss_weights if not term.startswith(tuple(left_out))]
 
+    def make_paths_absolute(self) -> None:
+        """Replace relative paths, which mean another place when a run is continued from another folder."""
+        for name in PATHS:
+            if self[name]:
+                self[name] = os.path.abspath(self[name])
+
+    @classmethod
+    def init_argparse(cls, *, instance: "Apnet2Config | None" = None, **settings: Any) -> ArgumentParser:
+        """coqpit's parser, which has the items of the default where `eval_metrics` is empty; not given, they are None.
+
+        `parse_args` of coqpit could not set them.
+        """
+        parser = super().init_argparse(instance=instance, **settings)
+        if instance is not None and not instance.eval_metrics:
+            prefix = settings.get("arg_prefix", "coqpit")
+            parser.set_defaults(**{f"{prefix}.eval_metrics.{i}": None for i in range(len(EVAL_METRICS))})
+        return parser
+
+    def parse_args(self, args: Namespace | list[str] | None = None, arg_prefix: str = "coqpit") -> None:
+        """Take over settings of a command line, see `init_argparse`, and check them."""
+        if not isinstance(args, Namespace):
+            args = self.init_argparse(instance=self, arg_prefix=arg_prefix).parse_args(args or None)
+        if not self.eval_metrics:
+            items = [vars(args).pop(f"{arg_prefix}.eval_metrics.{i}", None) for i in range(len(EVAL_METRICS))]
+            self.eval_metrics = [metric for metric in items if metric]
+        super().parse_args(args, arg_prefix)
+
     def deserialize(self, data: dict[str, Any]) -> "Apnet2Config":
         """Take over the values of `data`, as read from a file, and check them."""
         if "input" in data:  # the name of `input_features` in files of old
@@ -482,6 +524,20 @@ def _warn_of_unknown(prefix: str, data: Any, section: Coqpit, others: Collection
     known = {setting.name for setting in fields(section)}
     for name in sorted(set(data or ()) - known - set(others)):
         logger.warning("%s%s: no setting of APNet2, and without effect", prefix, name)
+
+
+def _make_plain(section: Coqpit) -> None:
+    """Replace NumPy's numbers by Python's: a checkpoint with one in it is no file of tensors and plain containers."""
+    for setting in fields(section):
+        section[setting.name] = _plain(section[setting.name])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
 def _check_numbers(prefix: str, section: Coqpit, names: Collection[str] = ()) -> None:

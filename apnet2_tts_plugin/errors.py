@@ -21,6 +21,10 @@ class CheckpointError(Apnet2Error, ValueError):
     """A file of weights that cannot be used."""
 
 
+class DamagedError(CheckpointError):
+    """A file of weights that is not as it was written."""
+
+
 class ModelError(Apnet2Error, ValueError):
     """A model cannot be loaded, installed or removed."""
 

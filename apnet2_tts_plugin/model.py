@@ -1,9 +1,11 @@
 """APNet2 as a coqui vocoder: what the Synthesizer and the Trainer call."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from apnet2_tts_plugin.network.streaming import WINDOW, open_stream
 from apnet2_tts_plugin.training import distributed, losses
 from apnet2_tts_plugin.training.data import evaluation_loader, find_files, training_loader
 from apnet2_tts_plugin.training.guard import NonFiniteGuard
-from apnet2_tts_plugin.training.plots import spectrogram_plots
+from apnet2_tts_plugin.training.plots import spectrogram_plot
 from apnet2_tts_plugin.training.session import Session
 from apnet2_tts_plugin.training.step import (
     DISCRIMINATOR_OPTIMIZER,
@@ -38,6 +40,10 @@ from apnet2_tts_plugin.training.step import (
     training_step,
 )
 from apnet2_tts_plugin.weights.restore import load_weights
+
+logger = logging.getLogger(f"trainer.{__name__}")  # a run's own log, on the terminal and in its folder
+
+MAX_CLIPS = 3  # held-out files to be heard in the log
 
 
 class Apnet2(BaseVocoder):
@@ -73,6 +79,7 @@ class Apnet2(BaseVocoder):
         self.session: Session | None = None  # from here on: what a Trainer sets
         self.grad_accum_steps = 1
         self.small_run: int | None = None
+        self.clips: list[tuple[str, Tensor, Tensor]] = []  # evaluated files to log: path, target, generated
 
     @cached_property
     def ap(self) -> AudioProcessor:
@@ -276,7 +283,8 @@ class Apnet2(BaseVocoder):
     def eval_step(
         self, batch: dict[str, Any], criterion: nn.Module, optimizer_idx: int | None = None
     ) -> tuple[dict[str, Tensor] | None, dict[str, Any] | None]:
-        """Spectral losses and speech metrics of a whole utterance; (None, None) if its file could not be read.
+        """Spectral losses and speech metrics of a whole utterance; (None, None) if its file could not be read, or one
+        of the losses is not finite.
 
         Args:
             batch: "waveform" (1, n) and, where the input is not to be the waveform's mel, "features" (1, n_inputs, T).
@@ -294,17 +302,20 @@ class Apnet2(BaseVocoder):
         terms = self.criterion(utterance.spectrum, utterance.waveform, predicted, utterance.f0)
         logged = {f"loss_{name}": term for name, term in terms.items()}
         logged["loss"] = losses.weighted_sum(terms, self.config.loss_weights)
+        (path,) = batch.get("path", ["a file"])
+        if faults := not_finite(logged | {"waveform": predicted.waveform.abs().max()}):
+            logger.warning("Left out of the evaluation: %s: %s not finite", path, ", ".join(faults))
+            return None, None
+        if len(self.clips) < MAX_CLIPS:
+            self.clips.append((path, utterance.waveform[0], predicted.waveform[0]))
         logged |= self._speech_metrics(utterance.waveform[0], predicted.waveform[0])
         return {"model_outputs": predicted.waveform}, logged
 
     def _speech_metrics(self, target: Tensor, generated: Tensor) -> dict[str, float]:
         """The metrics of `eval_metrics` that are installed, as far as the file has enough speech for them."""
-        names = speech.installed(self.config.eval_metrics)
-        if not generated.isfinite().all():
-            return dict.fromkeys(names, float("nan"))
         waveforms = [waveform.cpu().numpy() for waveform in (target, generated)]
         values = {}
-        for name in names:
+        for name in speech.installed(self.config.eval_metrics):
             with suppress(MetricError):
                 values[name] = speech.SPEECH_METRICS[name](*waveforms, self.config.audio.sample_rate)
         return values
@@ -313,22 +324,26 @@ class Apnet2(BaseVocoder):
         self, batch: dict[str, Tensor], outputs: dict[str, Tensor], logger: BaseDashboardLogger, steps: int
     ) -> None:
         """Log spectrograms and audio of the last training batch."""
-        self._log(batch, outputs["model_outputs"], logger.train_figures, logger.train_audios, steps)
+        self._log(batch["waveform"][0], outputs["model_outputs"][0], logger.train_figures, logger.train_audios, steps)
 
     def eval_log(
         self, batch: dict[str, Tensor], outputs: dict[str, Tensor], logger: BaseDashboardLogger, steps: int
     ) -> None:
-        """Log spectrograms and audio of the last evaluated file."""
-        outputs = outputs[f"model_outputs_{GENERATOR_OPTIMIZER}"]
-        self._log(batch, outputs, logger.eval_figures, logger.eval_audios, steps)
+        """Log spectrograms and audio of the first evaluated files."""
+        for i, (path, target, generated) in enumerate(self.clips, start=1):
+            name = os.fsencode(Path(path).stem).decode(errors="replace")
+            self._log(target, generated, logger.eval_figures, logger.eval_audios, steps, f"/{i}_{name}")
+        self.clips = []
 
-    def _log(self, batch: dict[str, Tensor], outputs: Tensor, log_figures: Any, log_audios: Any, steps: int) -> None:
-        """Log the first item, unless its file could not be read, or there is no finite waveform: the log tells why."""
-        if "waveform" not in batch or not outputs[0].isfinite().all():
+    def _log(
+        self, target: Tensor, generated: Tensor, log_figures: Any, log_audios: Any, steps: int, suffix: str = ""
+    ) -> None:
+        """Log waveforms (N,), unless that which is generated is not finite: the log tells why."""
+        if not generated.isfinite().all():
             return
-        target, generated = batch["waveform"][0], outputs[0]
-        log_figures(steps, spectrogram_plots(self.criterion.log_mel, target, generated))
-        audios = {"target": target.cpu().numpy(), "generated": generated.cpu().numpy()}
+        log_figures(steps, {f"log_mel{suffix}": spectrogram_plot(self.criterion.log_mel, target, generated)})
+        audios = {f"target{suffix}": target, f"generated{suffix}": generated}
+        audios = {name: audio.clamp(-1, 1).cpu().numpy() for name, audio in audios.items()}
         log_audios(steps, audios, self.config.audio.sample_rate)
 
     def on_init_start(self, trainer: Trainer) -> None:
@@ -349,6 +364,10 @@ class Apnet2(BaseVocoder):
             MissingPackageError: if the best model is to be picked by a metric that cannot be had.
         """
         speech.require(self.config.target_loss)
+        left_out = set(self.config.eval_metrics) - set(speech.installed(self.config.eval_metrics))
+        if left_out and self.config.run_eval and distributed.rank() == 0:
+            advice = "pip install 'apnet2-tts-plugin[eval]', or leave them out of eval_metrics"
+            logger.warning("Not evaluated, as not installed: %s (%s)", " and ".join(sorted(left_out)), advice)
         if trainer.train_loader is None:
             trainer.train_loader = trainer.get_train_dataloader(trainer.train_samples)
         if trainer.eval_loader is None and self.config.run_eval and distributed.rank() == 0:
@@ -381,6 +400,10 @@ class Apnet2(BaseVocoder):
     def on_epoch_end(self, trainer: Trainer) -> None:
         """The next epoch begins."""
         self.session.epoch_ends()
+
+    def on_keyboard_interrupt(self, trainer: Trainer) -> None:
+        """Say how to go on."""
+        self.session.interrupted()
 
     def get_data_loader(
         self, config: Apnet2Config, *, is_eval: bool = False, samples: list[Any] | None = None, verbose: bool = True

@@ -16,17 +16,23 @@ from apnet2_tts_plugin.loader import read_config
 from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.training import distributed
 from apnet2_tts_plugin.weights.find import CONFIG_NAME
+from apnet2_tts_plugin.weights.restore import restore
 
 
 @dataclass
 class RecipeArgs(TrainerArgs):
     """The Trainer's own arguments, and those of all recipes."""
 
-    data_path: str = field(default="", metadata={"help": "Folder of the WAVs. Defaults to that beside the recipe."})
+    data_path: str = field(
+        default="", metadata={"help": "Folder of the recordings, WAV or FLAC. Defaults to that beside the recipe."}
+    )
     output_path: str = field(default="", metadata={"help": "Folder for the run's folder. Defaults to the recipe's."})
     batch_size: int = field(default=16, metadata={"help": "Segments of a batch, on each GPU. Defaults to 16."})
     eval_split_size: int = field(
         default=50, metadata={"help": "Recordings held out, the last by name. Defaults to 50."}
+    )
+    segments_per_file: int = field(
+        default=1, metadata={"help": "Segments of each recording between two evaluations. Defaults to 1."}
     )
     steps: int = field(default=1_000_000, metadata={"help": "Training steps. Defaults to 1000000."})
     lr: float = field(default=2e-4, metadata={"help": "Learning rate at the start. Defaults to 0.0002."})
@@ -67,15 +73,18 @@ def run_settings(args: RecipeArgs, n_files: int) -> dict[str, Any]:
     Raises:
         ConfigError: if an argument cannot work.
     """
-    for name in ("batch_size", "grad_accum_steps", "eval_split_size", "steps"):
+    for name in ("batch_size", "grad_accum_steps", "segments_per_file", "eval_split_size", "steps"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name}: {getattr(args, name)}, expected at least 1")
-    n_train = max(n_files - args.eval_split_size, 1)
-    steps_per_epoch = -(-n_train // (args.batch_size * args.grad_accum_steps * distributed.n_launched(args)))
+    if args.eval_split_size >= n_files:
+        raise ConfigError(f"--eval_split_size: {args.eval_split_size}, expected fewer than the {n_files} recordings")
+    n_segments = (n_files - args.eval_split_size) * args.segments_per_file
+    steps_per_epoch = -(-n_segments // (args.batch_size * args.grad_accum_steps * distributed.n_launched(args)))
     return {
         "output_path": args.output_path,
         "data_path": args.data_path,
         "batch_size": args.batch_size,
+        "segments_per_file": args.segments_per_file,
         "eval_split_size": args.eval_split_size,
         "epochs": -(-args.steps // steps_per_epoch),
         "lr_gen": args.lr,
@@ -103,9 +112,22 @@ def train(args: Args, make_config: Callable[[Args], Apnet2Config], advice: str) 
     with mistakes_in_one_line(advice):
         distributed.adopt_launcher(args)
         config = read_config(Path(args.continue_path, CONFIG_NAME)) if args.continue_path else make_config(args)
+        if args.restore_path and not args.continue_path:
+            check_restorable(config, args.restore_path)
         model = Apnet2(config)  # which finds the files itself
         trainer = Trainer(args, config, output_path=config.output_path, model=model, parse_command_line_args=False)
     trainer.fit()
+
+
+def check_restorable(config: Apnet2Config, restore_path: str) -> None:
+    """See whether weights can be restored, before a run has its folder.
+
+    Raises:
+        CheckpointError: if they cannot be read or do not fit.
+    """
+    model = Apnet2(config)
+    model.add_discriminators()
+    restore(model, restore_path)
 
 
 @contextmanager

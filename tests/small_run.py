@@ -28,6 +28,19 @@ def make_corpus(folder: Path, n_files: int = 7, n_samples: int = 12000) -> Path:
     return folder
 
 
+def spoil_middle(path: Path) -> Path:
+    """Replace a file by a FLAC file of which a tenth behind its middle cannot be decoded."""
+    samples, rate = sf.read(path)
+    path.unlink()
+    path = path.with_suffix(".flac")
+    sf.write(path, samples, rate)
+    content = bytearray(path.read_bytes())
+    start, end = 7 * len(content) // 10, 8 * len(content) // 10
+    content[start:end] = bytes(end - start)
+    path.write_bytes(content)
+    return path
+
+
 def small_config(corpus: Path, out: Path, **settings) -> Apnet2Config:
     """Two epochs of two steps, saved often; figures and speech metrics, which take longest, are left out."""
     defaults = {

@@ -5,8 +5,10 @@ import inspect
 import json
 import re
 
+import numpy as np
 import pytest
 import tiny
+from torch.utils._pytree import tree_leaves
 from TTS.config import load_config
 
 from apnet2_tts_plugin.config import ANALYSIS, UNUSED, Apnet2AudioConfig, Apnet2Config, PredictorConfig
@@ -105,6 +107,14 @@ def test_documented_defaults_are_the_defaults(cls):
         ({"dataset": "en/../x"}, "dataset: 'en/../x', expected LANGUAGE/NAME"),
         ({"dataset": "en/a--b"}, "dataset: 'en/a--b', expected LANGUAGE/NAME"),
         ({"eval_metrics": ["mos"]}, r"eval_metrics: \['mos'\], expected some of"),
+        (
+            {"lr_scheduler_gen": "ReduceLROnPlateau"},
+            "lr_scheduler_gen: 'ReduceLROnPlateau', expected a schedule that is",
+        ),
+        ({"lr_scheduler_disc": "ReduceLROnPlateau"}, "lr_scheduler_disc: 'ReduceLROnPlateau', expected a schedule"),
+        ({"optimizer": "LBFGS"}, "optimizer: 'LBFGS', expected an optimizer that takes a step from gradients alone"),
+        ({"optimizer": "SparseAdam"}, "optimizer: 'SparseAdam', expected an optimizer that takes a step"),
+        ({"segments_per_file": 0}, "segments_per_file: 0, expected at least 1"),
         ({"target_loss": "loss_multi_resolution_stft"}, r"target_loss: 'loss_multi_resolution_stft', expected one of"),
         ({"target_loss": "loss_adversarial_mpd"}, r"target_loss: 'loss_adversarial_mpd', expected one of"),
     ],
@@ -204,3 +214,37 @@ def test_command_line_overrides_are_checked():
     assert config.phase.blocks == 2
     with pytest.raises(ConfigError, match="phase.blocks: 0"):
         config.parse_known_args(["--coqpit.phase.blocks", "0"], relaxed_parser=True)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "arguments", "expected"),
+    [
+        ([], ["--coqpit.batch_size", "2"], []),
+        ([], ["--coqpit.eval_metrics.0", "stoi"], ["stoi"]),
+        (["pesq"], ["--coqpit.eval_metrics.0", "stoi"], ["stoi"]),
+        (["pesq", "stoi"], ["--coqpit.batch_size", "2"], ["pesq", "stoi"]),
+    ],
+)
+def test_command_line_overrides_beside_lists_that_are_empty(metrics, arguments, expected):
+    config = Apnet2Config(eval_metrics=metrics, mpd_periods=[2])
+    assert config.parse_known_args(arguments, relaxed_parser=True) == []
+    assert (config.eval_metrics, config.mpd_periods) == (expected, [2])
+    assert config.batch_size == (2 if "2" in arguments else 16)
+
+
+def test_numbers_of_numpy_become_plain():
+    settings = {
+        "batch_size": np.int64(2),
+        "lr_gen": np.float64(2e-4),
+        "lr_disc": np.float32(0.5),
+        "mixed_precision": np.bool_(True),
+        "grad_clip": [np.float32(1), 2.0],
+        "lr_scheduler_gen_params": {"gamma": np.float64(0.5)},
+        "audio": Apnet2AudioConfig(num_mels=np.int32(40)),
+        "phase": PredictorConfig(blocks=np.int8(2)),
+    }
+    config = Apnet2Config(**settings).to_dict()
+    assert not [leaf for leaf in tree_leaves(config) if isinstance(leaf, np.generic)]
+    assert (config["batch_size"], config["lr_disc"], config["mixed_precision"]) == (2, 0.5, True)
+    assert config["grad_clip"] == [1.0, 2.0] and config["phase"]["blocks"] == 2
+    json.dumps(config)

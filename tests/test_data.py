@@ -1,5 +1,8 @@
 """Training data: which files, which segments."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scripts
@@ -15,13 +18,13 @@ from apnet2_tts_plugin.training.data import EpochBatches, Segments, Utterances, 
 RATE = 22050
 
 
-def write(path, n_samples=20000, value=None, nan_at=None):
+def write(path, n_samples=20000, value=None, nan_at=None, scale=1.0):
     """A file whose samples grow from 0 to 0.9, so that a segment tells where it was cut, or are all `value`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     samples = np.linspace(0, 0.9, n_samples) if value is None else np.full(n_samples, value)
     if nan_at is not None:
         samples[nan_at] = np.nan
-    sf.write(path, samples, RATE, subtype="PCM_16" if nan_at is None else "FLOAT")
+    sf.write(path, scale * samples, RATE, subtype="PCM_16" if nan_at is None and scale == 1 else "FLOAT")
     return path
 
 
@@ -34,6 +37,7 @@ def folder(tmp_path):
 
 
 def test_files_are_found_in_the_order_of_their_names(folder):
+    (folder / "folder.wav").mkdir()
     assert [path.name for path in find_audio(folder)] == ["a.flac", "b.wav", "d.wav", "c.WAV"]
 
 
@@ -56,8 +60,10 @@ def test_split_does_not_depend_on_the_order_of_the_files(folder):
 def test_useless_files_are_named_with_the_reason_and_counted(folder, caplog):
     write(folder / "silent.wav", value=0.0)
     write(folder / "empty.wav", n_samples=0)
-    write(folder / "nan.wav", n_samples=15000, nan_at=100)
-    write(folder / "nan in the first block.wav", nan_at=100)
+    write(folder / "nan.wav", n_samples=150000, nan_at=140000)
+    write(folder / "integers.wav", n_samples=100000, scale=32767)
+    write(folder / "loud.wav", n_samples=100000, scale=1.6)  # overdriven, but sound
+    sf.write(folder / "opposite.wav", np.linspace([0, 0], [0.9, -0.9], 20000), RATE)  # channels that cancel each other
     (folder / "broken.wav").write_bytes(b"RIFF but not really")
     cut, endless = write(folder / "cut.flac", n_samples=200000), folder / "endless.flac"
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
@@ -65,7 +71,7 @@ def test_useless_files_are_named_with_the_reason_and_counted(folder, caplog):
     # the number of samples is the last 36 bits before the checksum in the first metadata block
     endless.write_bytes(whole[:21] + bytes([whole[21] & 0xF0, 0, 0, 0, 0]) + whole[26:])
     files = usable(find_audio(folder))
-    assert [file.path.name for file in files] == ["a.flac", "b.wav", "d.wav", "c.WAV"]
+    assert [file.path.name for file in files] == ["a.flac", "b.wav", "d.wav", "c.WAV", "loud.wav"]
     assert files[0] == AudioFile(folder / "a.flac", 20000, RATE)
     *skipped, count = caplog.messages
     reasons = {
@@ -73,14 +79,15 @@ def test_useless_files_are_named_with_the_reason_and_counted(folder, caplog):
         "cut.flac": "",
         "empty.wav": "it is empty",
         "endless.flac": "it does not tell its length; writing it anew helps",
-        "nan in the first block.wav": "it has NaN or infinite samples",
+        "integers.wav": "its samples reach 4831, expected -1 to 1; divide those of 16 bit by 32768",
         "nan.wav": "it has NaN or infinite samples",
+        "opposite.wav": "it is silent",
         "silent.wav": "it is silent",
     }
     for message, (name, reason) in zip(skipped, reasons.items(), strict=True):
         assert message.startswith(f"Skipped {folder / name}: ") and message.endswith(reason)
-    assert count == "Skipped 7 of 11 audio files"
-    with pytest.raises(DataError, match="none of 1 audio files can be used; the first one: .*silent.wav"):
+    assert count == "Skipped 8 of 13 audio files"
+    with pytest.raises(DataError, match="none of 1 audio files can be used; the first one: .*silent.wav: it is silent"):
         usable([folder / "silent.wav"])
 
 
@@ -122,7 +129,8 @@ def test_segments_are_parts_of_their_files(folder):
 
 def test_a_file_that_goes_bad_is_replaced_by_the_next_one(folder, caplog):
     bad, good = write(folder / "nan.wav", nan_at=18000), write(folder / "good.wav", n_samples=8192, value=0.25)
-    segment = segments([bad, good], n_samples=16384)[0, 0]
+    dataset = Segments([AudioFile(bad, 20000, RATE), *usable([good])], RATE, 256, 16384, seed=0)
+    segment = dataset[0, 0]
     assert segment["waveform"].max() == pytest.approx(0.25, abs=1e-3) and segment["path"] == str(good)
     assert any("nan.wav: has NaN" in message for message in caplog.messages)
 
@@ -184,11 +192,29 @@ def test_utterances_are_whole_files_in_hops(folder):
 
 def test_held_out_files_that_cannot_be_read_are_left_out(folder, caplog):
     bad, good = write(folder / "nan.wav", n_samples=60000, nan_at=50000), folder / "b.wav"
-    loader = evaluation_loader(tiny.config(num_eval_loader_workers=0), usable([bad, good]))
+    files = [AudioFile(bad, 60000, RATE), *usable([good])]
+    loader = evaluation_loader(tiny.config(num_eval_loader_workers=0), files)
     assert [batch["path"] for batch in loader] == [[str(good)]]
     assert caplog.messages == [f"Left out of the evaluation: {bad}: has NaN or infinite samples"]
     with pytest.raises(DataError, match=r"none of 1 held-out files can be read; the first one: .*nan\.wav"):
-        evaluation_loader(tiny.config(), usable([bad]))
+        evaluation_loader(tiny.config(), files[:1])
+
+
+def test_names_of_any_bytes(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller.wav"))
+    write(tmp_path / "Mueller.wav").rename(path)
+    item = segments(find_audio(tmp_path))[0, 0]
+    assert item["path"] == str(path) and item["waveform"].shape == (8192,)
+
+
+def test_several_segments_of_a_file_in_an_epoch(folder):
+    files = usable([write(folder / f"same{i}.wav", n_samples=60000) for i in range(3)])
+    loader = training_loader(tiny.config(batch_size=4, segments_per_file=2, num_loader_workers=0), files)
+    batches = list(loader)
+    paths = [path for batch in batches for path in batch["path"]]
+    assert len(loader) == 2 and sorted(paths) == sorted(2 * [str(file.path) for file in files])
+    first = torch.cat([batch["waveform"][:, 0] for batch in batches])
+    assert len(set(first.tolist())) == 6
 
 
 def epoch_of(batches, epoch, start=0):

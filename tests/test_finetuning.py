@@ -140,8 +140,13 @@ def test_one_of_two_processes_has_nothing_to_write(given, corpus, tmp_path):
 @pytest.mark.parametrize("recipe", [GLOW_TTS, TACOTRON2])
 def test_defaults(recipe):
     args = runpy.run_path(str(recipe))["parse_args"]([])
-    assert args.data_path == str(RECIPES / "LJSpeech-1.1") and args.output_path == str(recipe.parent)
+    assert args.data_path == str(RECIPES / "LJSpeech-1.1" / "wavs") and args.output_path == str(recipe.parent)
     assert (args.steps, args.lr, args.batch_size, args.eval_split_size) == (100_000, 5e-5, 16, 50)
+
+
+def test_the_recordings_or_the_folder_that_they_are_in(corpus):
+    samples = finetuning.ljspeech_samples(str(corpus / "wavs"))
+    assert samples == finetuning.ljspeech_samples(str(corpus)) and len(samples) == len(TEXTS)
 
 
 def test_a_model_of_another_kind_is_refused(given, tmp_path):
@@ -158,7 +163,7 @@ def test_a_model_of_another_kind_is_refused(given, tmp_path):
             "--restore_path: nowhere is not there, expected the weights of a trained APNet2",
         ),
         (["--tts_path="], "--tts_path: none, expected the folder of a trained acoustic model"),
-        (["--eval_split_size=4"], "eval_split_size: 4, expected fewer than the 4 audio files there are"),
+        (["--eval_split_size=4"], "--eval_split_size: 4, expected fewer than the 4 recordings"),
         (["--eval_split_size=0"], "--eval_split_size: 0, expected at least 1"),
         (["--batch_size=0"], "--batch_size: 0, expected at least 1"),
         (["--extraction_batch_size=-1"], "--extraction_batch_size: -1, expected at least 1"),

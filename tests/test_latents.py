@@ -5,6 +5,7 @@ import pytest
 import soundfile as sf
 import torch
 from golden_weights import golden_waveform
+from small_run import spoil_middle
 from TTS.tts.models.vits import Vits
 from vits_models import CHANNELS, HOP, SAMPLE_RATE, SPEAKER_CHANNELS, SPEAKERS, make_vits, make_vocoder, save_vits
 
@@ -280,12 +281,11 @@ def test_latents_of_others_are_not_mixed_in(vits, corpus):
 
 
 def test_recordings_without_a_latent_are_named_when_all_others_have_theirs(vits, corpus):
-    waveform = golden_waveform(30000, seed=1)
-    waveform[20000] = np.nan
-    sf.write(corpus / "wavs" / "a.wav", waveform, SAMPLE_RATE, subtype="FLOAT")
-    with pytest.raises(FinetuningError, match=r"wavs/a\.wav: no latent, for the reason in the log; mend or remove"):
+    sf.write(corpus / "wavs" / "a.wav", golden_waveform(30000, seed=1), SAMPLE_RATE)
+    spoilt = spoil_middle(corpus / "wavs" / "a.wav")
+    with pytest.raises(FinetuningError, match=r"wavs/a\.flac: no latent, for the reason in the log; mend or remove"):
         write(vits, corpus)
-    (corpus / "wavs" / "a.wav").unlink()
+    spoilt.unlink()
     assert write(vits, corpus).keys() == {"deep/b.npy"}
 
 

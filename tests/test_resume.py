@@ -4,9 +4,13 @@ import json
 import logging
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
+import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +223,111 @@ def test_damaged_newest_files_are_left_out(corpus, folder, caplog):
     go_on(corpus, folder)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), PermissionError(13, "Permission denied")])
+def test_a_whole_checkpoint_that_cannot_be_read_stays_as_it_is(folder, monkeypatch, error):
+    """Whether its content is compared or loaded when that happens; and the one before is not taken instead."""
+    before = names(folder)
+
+    def fail(*args, **kwargs):
+        raise error
+
+    for owner, name in ((zipfile.ZipFile, "testzip"), (torch, "load")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            with pytest.raises(CheckpointError, match=r"checkpoint_3\.pth: (cannot be read|not a readable file)"):
+                newest_checkpoint(folder)
+        assert names(folder) == before
+    assert newest_checkpoint(folder).name == "checkpoint_3.pth"
+
+
+def test_what_could_not_be_loaded_is_not_saved(corpus, tmp_path, caplog):
+    training = make_trainer(resumable_config(corpus, tmp_path))
+    training.total_steps_done = 1
+    training.optimizer[0].param_groups[0]["lr"] = np.float64(0.5)
+    training.save_checkpoint()
+    folder = Path(training.output_path)
+    assert names(folder) == {"checkpoint_0.pth"}
+    assert caplog.messages[-1].startswith(f"Not saved: {folder / 'checkpoint_1.pth'} (")
+    assert caplog.messages[-1].endswith("training goes on with the files saved before")
+
+
+def test_a_run_goes_on_whose_settings_were_numbers_of_numpy(corpus, tmp_path):
+    settings = {"lr_gen": 2e-4 * np.sqrt(2), "batch_size": np.int64(2), "epochs": 1}
+    folder = Path(fit(resumable_config(corpus, tmp_path, **settings)).output_path)
+    change_config(folder, epochs=2)
+    go_on(corpus, folder)
+    assert not list(folder.glob("*.damaged"))
+
+
+def test_a_run_knows_its_data_from_any_folder(corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(corpus.parent)
+    config = resumable_config(Path(corpus.name), Path(os.path.relpath(tmp_path)), epochs=1)
+    folder = Path(fit(config).output_path).resolve()
+    monkeypatch.chdir("/")
+    change_config(folder, epochs=2)
+    go_on(corpus, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    assert (settings["data_path"], settings["output_path"]) == (str(corpus), str(tmp_path))
+
+
+def said(caplog, start: str) -> str:
+    """The end of the only message with this start."""
+    (message,) = (message for message in caplog.messages if message.startswith(start))
+    return message.removeprefix(start)
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """The first words of a command that runs a recipe in a folder with a blank."""
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "my recipes" / "train.py"), "--steps", "3"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", *sys.argv])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    return ["python", sys.argv[0]]
+
+
+def test_a_run_says_what_is_trained_and_how_it_goes_on(corpus, tmp_path, caplog, script):
+    folder = Path(fit(resumable_config(corpus, tmp_path / "my runs", epochs=1)).output_path)
+    assert "Training from scratch" in caplog.messages
+    assert "Training on 6 recordings (0.1 minutes), held out: 1 recordings (0.0 minutes)" in caplog.messages
+    sizes = [sum(p.numel() for p in network.parameters()) for network in networks(corpus, tmp_path)]
+    assert said(caplog, "Parameters: ") == "generator {:,}, discriminators {:,} (mpd) and {:,} (mrd)".format(*sizes)
+    best = torch.load(folder / "best_model.pth", weights_only=True)["model_loss"]["eval_loss"]
+    assert said(caplog, "Best model: ") == f"{folder / 'best_model.pth'} (loss_mel {best:.5g})"
+    command = shlex.split(said(caplog, f"To train more epochs, raise epochs in {folder / 'config.json'}; then: "))
+    assert command == [*script, "--continue_path", str(folder)]
+    caplog.clear()
+    change_config(folder, epochs=2)
+    go_on(corpus, folder)
+    assert f"Going on from {folder / 'checkpoint_3.pth'}, after step 3" in caplog.messages
+    assert "Training from scratch" not in caplog.messages
+
+
+def networks(corpus, tmp_path):
+    model = Apnet2(resumable_config(corpus, tmp_path))
+    model.add_discriminators()
+    return model.generator, model.mpd, model.mrd
+
+
+def test_an_interrupt_says_how_to_go_on(corpus, tmp_path, monkeypatch, caplog, script):
+    def interrupt(trainer_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "_exit", lambda code: None)  # which is how the Trainer ends then
+    training = make_trainer(resumable_config(corpus, tmp_path), callbacks={"on_train_step_start": interrupt})
+    training.fit()
+    assert shlex.split(said(caplog, "To go on: ")) == [*script, "--continue_path", str(training.output_path)]
+
+
+def test_figures_on_the_console_have_their_names(corpus, tmp_path, caplog):
+    fit(resumable_config(corpus, tmp_path, epochs=2, print_eval=True))
+    text = "\n".join(caplog.messages)
+    assert {"lr_gen: 0.0002  (0.0002)", "lr_disc: 0.0002  (0.0002)"} <= set(text.split("     | > ".join(["\n", ""])))
+    assert "avg_loss_gen: " in text and "current_lr" not in text and "loss_1" not in text
+    figures = re.findall(r"\| > \S+: ([-\d.e+]+)  \(([-\d.e+]+)\)", text)
+    assert len(figures) > 50
+    assert all(len(figure.replace(".", "").lstrip("0-")) <= 6 for pair in figures for figure in pair)
+
+
 def test_a_folder_without_checkpoints_is_named(tmp_path):
     (tmp_path / "checkpoint_1.pth").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=f"{tmp_path.name}: no checkpoint that could be read"):
@@ -385,9 +494,20 @@ def test_a_checkpoint_that_was_not_written_is_tried_again(corpus, tmp_path, monk
     assert names(Path(training.output_path)) == {"checkpoint_0.pth", "checkpoint_1.pth"}
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_the_best_model_takes_its_room_once(corpus, tmp_path, monkeypatch, links):
+    """Where the file system has second names for a file."""
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError(1, "Operation not permitted")))
+    folder = Path(fit(resumable_config(corpus, tmp_path, epochs=1)).output_path)
+    best, numbered = folder / "best_model.pth", folder / "best_model_3.pth"
+    assert best.samefile(numbered) == links and best.read_bytes() == numbered.read_bytes()
+
+
 def test_a_best_model_without_room_for_its_copy(corpus, tmp_path, monkeypatch, caplog):
     training = make_trainer(resumable_config(corpus, tmp_path, epochs=1))
     folder = Path(training.output_path)
+    monkeypatch.setattr(os, "link", lambda *paths: full_disk())
     monkeypatch.setattr(shutil, "copyfile", lambda *paths: full_disk())
     training.fit()
     assert names(folder) >= {"best_model_3.pth", "checkpoint_3.pth"} and "best_model.pth" not in names(folder)

@@ -17,7 +17,7 @@ from TTS.bin import train_vocoder
 
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import ConfigError
-from apnet2_tts_plugin.model import Apnet2
+from apnet2_tts_plugin.model import MAX_CLIPS, Apnet2
 from apnet2_tts_plugin.recipe import RecipeArgs, run_settings
 from apnet2_tts_plugin.training import precision
 from apnet2_tts_plugin.training.data import EpochBatches
@@ -32,7 +32,8 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(corpus, tmp_path_factory):
     """A finished run of 2 epochs of 2 steps, with everything logged."""
-    config = small_config(corpus, tmp_path_factory.mktemp("run"), plot_step=1, log_model_step=2)
+    settings = {"plot_step": 1, "log_model_step": 2, "eval_split_size": MAX_CLIPS + 1, "batch_size": 2}
+    config = small_config(corpus, tmp_path_factory.mktemp("run"), **settings)
     return fit(config, figures=True)
 
 
@@ -96,9 +97,13 @@ def test_losses_figures_and_audio_are_logged(run):
     assert {f"loss_{term}" for term in terms} <= logged
     assert {"loss_gen", "loss_disc", "loss_disc_mpd", "loss_disc_mrd", "grad_norm_gen", "grad_norm_disc"} <= logged
     assert "EvalStats/avg_loss_mel" in tags["scalars"]
-    assert set(tags["images"]) == {"TrainFigures/log_mel", "EvalFigures/log_mel"}
-    kinds = {f"{scope}/{kind}" for scope in ("TrainAudios", "EvalAudios") for kind in ("target", "generated")}
-    assert kinds == set(tags["audio"])
+    names = [f"{i}_{file.path.stem}" for i, file in enumerate(run.eval_loader.dataset.files[:MAX_CLIPS], 1)]
+    assert len(names) == MAX_CLIPS < len(run.eval_loader)
+    assert set(tags["images"]) == {"TrainFigures/log_mel", *(f"EvalFigures/log_mel/{name}" for name in names)}
+    audios = {f"{kind}/{name}" for kind in ("target", "generated") for name in names}
+    assert set(tags["audio"]) == {"TrainAudios/target", "TrainAudios/generated", *(f"EvalAudios/{a}" for a in audios)}
+    assert {"TrainIterStats/lr_gen", "TrainEpochStats/avg_lr_disc", "EvalStats/avg_loss_gen"} <= set(tags["scalars"])
+    assert not [tag for tag in tags["scalars"] if tag.endswith(("_0", "_1"))]  # the Trainer's names, by optimizer
     assert all(math.isfinite(e.value) for tag in tags["scalars"] for e in events.Scalars(tag))
 
 
@@ -133,10 +138,15 @@ def test_the_rates_of_a_recipe_fall_with_each_update(corpus, tmp_path, accumulat
     np.testing.assert_allclose(rates, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["batch_size", "grad_accum_steps", "eval_split_size", "steps"])
+@pytest.mark.parametrize("name", ["batch_size", "grad_accum_steps", "segments_per_file", "eval_split_size", "steps"])
 def test_arguments_of_recipes_that_cannot_work(name):
     with pytest.raises(ConfigError, match=f"--{name}: 0, expected at least 1"):
         run_settings(RecipeArgs(**{name: 0}), n_files=100)
+
+
+def test_too_few_recordings_for_a_recipe():
+    with pytest.raises(ConfigError, match="--eval_split_size: 50, expected fewer than the 32 recordings"):
+        run_settings(RecipeArgs(), n_files=32)
 
 
 def test_discriminators_wait_for_their_start():
@@ -177,7 +187,7 @@ def test_restore_path_starts_from_the_weights(run, corpus, tmp_path, caplog, exp
         assert torch.equal(restored.model.state_dict()[name], tensor), name
     discriminators = "generator of model.safetensors; the discriminators start anew"
     what = discriminators if exported else "generator and discriminators of best_model.pth"
-    assert f"Restored the {what}" in caplog.messages
+    assert f"Restored from {source}: {what}" in caplog.messages
 
 
 def test_small_run_takes_a_few_files(corpus, tmp_path):
@@ -214,15 +224,15 @@ def test_compiled_networks_learn_the_same(corpus, tmp_path, monkeypatch):
 
 def test_train_vocoder_trains_it(corpus, tmp_path):
     """coqui's own command; its split by file-system order is replaced by ours."""
-    # coqpit takes no further arguments where a list is shorter than by default
-    config = small_config(corpus, tmp_path, epochs=1, eval_metrics=["pesq", "stoi"])
+    config = small_config(corpus, tmp_path, epochs=1)
     config.save_json(tmp_path / "config.json")
     with pytest.raises(SystemExit) as end:
         train_vocoder.main(["--config_path", str(tmp_path / "config.json"), "--coqpit.batch_size", "2"])
     assert end.value.code == 0
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert (folder / "best_model.pth").is_file()
-    assert json.loads((folder / "config.json").read_text())["batch_size"] == 2
+    settings = json.loads((folder / "config.json").read_text())
+    assert settings["batch_size"] == 2 and settings["eval_metrics"] == []
 
 
 def recipe(corpus: str, patch: pytest.MonkeyPatch):

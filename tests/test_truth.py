@@ -11,7 +11,17 @@ import pytest
 import soundfile as sf
 import tiny
 import torch
-from small_run import change_config, fit, make_batch, make_corpus, make_trainer, small_config, stub_trainer, watch
+from small_run import (
+    change_config,
+    fit,
+    make_batch,
+    make_corpus,
+    make_trainer,
+    small_config,
+    spoil_middle,
+    stub_trainer,
+    watch,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from apnet2_tts_plugin.errors import ConfigError, DataError, DivergedError, MissingPackageError
@@ -150,11 +160,12 @@ def test_half_precision_scaling_skips_and_recovers(model):
     assert logged["loss_mel"] == pytest.approx(expected["loss_mel"], rel=0.05)
 
 
-def test_speech_that_is_not_finite_has_no_score(model):
+def test_speech_that_is_not_finite_is_left_out_and_named(model, caplog):
     spoil(model)
     with torch.inference_mode():
-        _, logged = model.eval_step({"waveform": make_batch(1)["waveform"]}, None, 1)
-    assert all(math.isnan(logged[name]) for name in ("pesq", "stoi", "loss_mel"))
+        assert model.eval_step(make_batch(1), None, 1) == (None, None)
+    (message,) = caplog.messages
+    assert message.startswith("Left out of the evaluation: 0.wav: loss_") and message.endswith("waveform not finite")
 
 
 def test_norms_are_those_of_the_networks(model):
@@ -210,7 +221,7 @@ def test_the_best_model_is_picked_by_any_metric(corpus, tmp_path, monkeypatch, t
     assert best["epoch"] == 1 and best["model_loss"]["eval_loss"] == good[target]
 
 
-def test_evaluation_reports_what_is_installed(corpus, tmp_path, monkeypatch):
+def test_evaluation_reports_what_is_installed(corpus, tmp_path, monkeypatch, caplog):
     settings = {"epochs": 1, "eval_metrics": ["pesq", "stoi"]}
     values = fit(small_config(corpus, tmp_path, **settings)).keep_avg_eval.avg_values
     assert 1 < values["avg_pesq"] < 4.7 and -1 < values["avg_stoi"] < 1 and values["avg_loss_mel"] > 0
@@ -218,8 +229,29 @@ def test_evaluation_reports_what_is_installed(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(speech, "PACKAGES", {"pesq": "no_such_package", "stoi": "no_such_package"})
     training = fit(small_config(corpus, tmp_path, run_name="without", **settings))
     assert not {"avg_pesq", "avg_stoi"} & set(training.keep_avg_eval.avg_values)
+    advice = "pip install 'apnet2-tts-plugin[eval]', or leave them out of eval_metrics"
+    assert f"Not evaluated, as not installed: pesq and stoi ({advice})" in caplog.messages
     with pytest.raises(MissingPackageError, match=r"pip install apnet2-tts-plugin\[eval\]"):
         make_trainer(small_config(corpus, tmp_path, run_name="target", target_loss="pesq", **settings))
+
+
+def test_the_figures_are_those_of_the_files_that_have_some(corpus, tmp_path, caplog):
+    """Of three held-out files one has a sample that no figure can be computed from, though it is finite."""
+    training = make_trainer(small_config(corpus, tmp_path, eval_split_size=3, epochs=1))
+    evaluated = watch(training.model, "eval_step")
+
+    def shout(batch):
+        if not training.model.training and batch["path"] == [str(corpus / "05.wav")]:
+            batch["waveform"][0, 4000] = 1e20
+        return batch
+
+    training.model.format_batch = shout
+    training.fit()
+    values = [float(logged["loss_mel"]) for _, logged in evaluated]
+    assert len(values) == 2 and training.keep_avg_eval["avg_loss_mel"] == pytest.approx(sum(values) / 2)
+    assert (Path(training.output_path) / "best_model.pth").is_file()
+    (message,) = (message for message in caplog.messages if message.startswith("Left out of the evaluation"))
+    assert "05.wav: loss_" in message and "loss_real" in message and message.endswith("not finite")
 
 
 def add_nan(path: Path, at: int) -> None:
@@ -229,10 +261,10 @@ def add_nan(path: Path, at: int) -> None:
 
 
 def test_held_out_files_that_go_bad_do_not_end_the_run(tmp_path, caplog):
-    """One has NaN behind its first second; one vanishes in the first of three epochs, and all in the second."""
+    """One is damaged in its middle; one vanishes in the first of three epochs, and all in the second."""
     corpus = make_corpus(tmp_path / "corpus", n_samples=30000)
-    good, bad, vanishing = (corpus / f"{i:02}.wav" for i in (4, 5, 6))
-    add_nan(bad, at=25000)
+    good, vanishing = (corpus / f"{i:02}.wav" for i in (4, 6))
+    bad = spoil_middle(corpus / "05.wav")
 
     def remove(trainer):
         for path in [vanishing, good][: trainer.epochs_done + 1]:
@@ -262,7 +294,7 @@ def test_a_held_out_file_without_its_mel_is_refused_before_the_first_step(tmp_pa
     [
         (lambda path: sf.write(path, np.zeros(12000), 22050), "none of 1 audio files can be used"),
         (lambda path: path.write_bytes(b"no sound"), "none of 1 audio files can be used"),
-        (lambda path: add_nan(path, at=20000), "none of 1 held-out files can be read"),
+        (lambda path: add_nan(path, at=20000), r"none of 1 audio files can be used; .*06\.wav: it has NaN"),
     ],
 )
 def test_held_out_files_without_use_are_refused_before_the_first_step(tmp_path, spoil_file, message):

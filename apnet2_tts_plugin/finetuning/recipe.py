@@ -1,7 +1,8 @@
-"""Fine-tuning on the mels of a trained acoustic model: what the recipes `recipes/ljspeech/apnet2_*` do."""
+"""Fine-tuning a vocoder: what it takes over, and for `recipes/ljspeech/apnet2_*` the mels of an acoustic model."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from TTS.tts.configs.shared_configs import BaseDatasetConfig, BaseTTSConfig
@@ -14,12 +15,10 @@ from apnet2_tts_plugin.finetuning.extraction import extract, mel_source
 from apnet2_tts_plugin.finetuning.source import note_source
 from apnet2_tts_plugin.finetuning.teacher_forcing import Sample, load_acoustic_model
 from apnet2_tts_plugin.loader import read_config
-from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.pairing import convert, report
 from apnet2_tts_plugin.training import distributed
-from apnet2_tts_plugin.training.corpus import split
+from apnet2_tts_plugin.weights import store
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
-from apnet2_tts_plugin.weights.restore import restore
 
 EXTRACTED = "teacher_forced"  # folder of recordings and mels in the output folder
 INHERITED = (  # of the vocoder to start from: sizes, analysis and losses
@@ -51,7 +50,9 @@ class FinetuningArgs(recipe.RecipeArgs):
     """The arguments of all recipes, and those of fine-tuning; `restore_path` is the vocoder to start from."""
 
     tts_path: str = field(default="", metadata={"help": "Folder of the trained acoustic model, or its checkpoint."})
-    data_path: str = field(default="", metadata={"help": "LJSpeech-1.1. Defaults to that beside the recipe."})
+    data_path: str = field(
+        default="", metadata={"help": "LJSpeech's wavs, or the folder they are in. Defaults to that beside the recipe."}
+    )
     extraction_batch_size: int = field(default=16, metadata={"help": "Sentences predicted together. Defaults to 16."})
     steps: int = field(default=100_000, metadata={"help": "Training steps. Defaults to 100000."})
     # about where the official training ends after a million steps: a higher one would undo it
@@ -60,11 +61,11 @@ class FinetuningArgs(recipe.RecipeArgs):
 
 def parse_args(description: str, folder: Path, argv: list[str] | None = None) -> FinetuningArgs:
     """Read the command line of the recipe in `folder`."""
-    return recipe.parse_args(FinetuningArgs(), description, folder, folder.parent / "LJSpeech-1.1", argv)
+    return recipe.parse_args(FinetuningArgs(), description, folder, folder.parent / "LJSpeech-1.1" / "wavs", argv)
 
 
 def vocoder_config(restore_path: str) -> Apnet2Config:
-    """The configuration of the vocoder to start from, beside its weights.
+    """The configuration of the vocoder to start from, which has a name, or a path beside which the configuration is.
 
     Raises:
         FinetuningError: if no vocoder is named, or it has no configuration.
@@ -72,7 +73,7 @@ def vocoder_config(restore_path: str) -> Apnet2Config:
     """
     if not restore_path:
         raise FinetuningError("--restore_path: none, expected the weights of a trained APNet2, or their folder")
-    path = Path(restore_path)
+    path = store.path_of(restore_path)
     if not path.exists():
         raise FinetuningError(f"--restore_path: {path} is not there, expected the weights of a trained APNet2")
     config_path = path / CONFIG_NAME if path.is_dir() else path.with_name(CONFIG_NAME)
@@ -84,13 +85,26 @@ def vocoder_config(restore_path: str) -> Apnet2Config:
     return read_config(config_path)
 
 
+def inherited(source: Apnet2Config) -> dict[str, Any]:
+    """The settings that a new run takes over from the vocoder it starts from."""
+    return {name: source[name] for name in INHERITED}
+
+
+def corpus_folder(data_path: str) -> Path:
+    """The folder of LJSpeech, of which `wavs`, or that folder itself, is given."""
+    path = Path(data_path).absolute()
+    return path.parent if path.name == "wavs" else path
+
+
 def ljspeech_samples(data_path: str) -> list[Sample]:
-    """The recordings and texts of an LJSpeech folder.
+    """The recordings and texts of LJSpeech, see `corpus_folder`.
 
     Raises:
         DataError: if there is none.
     """
-    dataset = BaseDatasetConfig(formatter="ljspeech", meta_file_train="metadata.csv", path=data_path)
+    dataset = BaseDatasetConfig(
+        formatter="ljspeech", meta_file_train="metadata.csv", path=str(corpus_folder(data_path))
+    )
     try:
         items, _ = load_tts_samples(BaseTTSConfig(datasets=[dataset]), eval_split=False)
     except (OSError, IndexError, AssertionError, UnicodeError) as error:
@@ -124,7 +138,7 @@ def extract_mels(args: FinetuningArgs, models: tuple[str, ...], config: Apnet2Co
     """
     if not args.tts_path:
         raise FinetuningError("--tts_path: none, expected the folder of a trained acoustic model")
-    data_path, out = Path(args.data_path), Path(args.output_path, EXTRACTED)
+    data_path, out = corpus_folder(args.data_path), Path(args.output_path, EXTRACTED)
     model = load_acoustic_model(args.tts_path, "cuda" if torch.cuda.is_available() else "cpu")
     if model.config.model not in models:
         raise FinetuningError(f"{args.tts_path}: a {model.config.model}, this recipe is for {' and '.join(models)}")
@@ -141,14 +155,12 @@ def make_config(args: FinetuningArgs, source: Apnet2Config, run_name: str, recor
     """The configuration of a new run: sizes, analysis and losses of the vocoder to start from, and what is set here.
 
     Raises:
-        DataError: if there are too few recordings.
-        ConfigError: if a setting makes no sense.
+        ConfigError: if there are too few recordings, or a setting makes no sense.
     """
     if args.extraction_batch_size < 1:
         raise FinetuningError(f"--extraction_batch_size: {args.extraction_batch_size}, expected at least 1")
-    split(recordings, args.eval_split_size)
     features = Path(args.output_path, EXTRACTED)
-    settings = {name: source[name] for name in INHERITED} | recipe.run_settings(args, len(recordings))
+    settings = inherited(source) | recipe.run_settings(args, len(recordings))
     settings |= {"data_path": str(features / "wavs"), "feature_path": str(features / "mels")}
     return Apnet2Config(run_name=run_name, dataset="en/ljspeech", **settings)
 
@@ -165,9 +177,7 @@ def finetune(args: FinetuningArgs, models: tuple[str, ...], run_name: str) -> No
     def new_config(args: FinetuningArgs) -> Apnet2Config:
         source, samples = vocoder_config(args.restore_path), ljspeech_samples(args.data_path)
         config = make_config(args, source, run_name, recordings_of(args, samples))
-        model = Apnet2(config)
-        model.add_discriminators()
-        restore(model, args.restore_path)  # what cannot be restored is known before the hours of mels
+        recipe.check_restorable(config, args.restore_path)  # before the hours of mels
         extract_mels(args, models, config, samples)
         return config
 

@@ -8,12 +8,13 @@ import numpy as np
 import soundfile as sf
 from tqdm import tqdm
 
-from apnet2_tts_plugin.audio import UNKNOWN_LENGTH
+from apnet2_tts_plugin.audio import LOUDEST, UNKNOWN_LENGTH, open_audio
 from apnet2_tts_plugin.errors import DataError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"trainer.{__name__}")  # the run's own log, on the terminal and in its folder
 
 SILENCE = 1e-4  # peak below which a file teaches nothing
+FLOATING = ("FLOAT", "DOUBLE")  # what a file can hold NaN and any scale in
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +56,29 @@ def usable(paths: list[Path]) -> list[AudioFile]:
     """
     if not paths:
         raise DataError("no audio files are given, expected a folder of them (config field `data_path`)")
-    files = []
+    files, reason = [], ""
     for path in tqdm(paths, desc="Checking audio", disable=None, leave=False):
         try:
             files.append(inspect(path))
         except (DataError, OSError) as error:
+            reason = reason or f"{path}: {error}"
             logger.warning("Skipped %s: %s", path, error)
     n_skipped = len(paths) - len(files)
     if not files:
-        raise DataError(f"none of {n_skipped} audio files can be used; the first one: {paths[0]}")
+        raise DataError(f"none of {n_skipped} audio files can be used; the first one: {reason}")
     if n_skipped:
         logger.warning("Skipped %d of %d audio files", n_skipped, len(paths))
     return files
 
 
 def inspect(path: Path) -> AudioFile:
-    """Look at a file without reading it whole.
+    """Look at a file, without reading it whole unless its samples are floating numbers.
 
     Raises:
         DataError: if it cannot be read, or has no sound in it.
     """
     try:
-        with sf.SoundFile(path) as file:
+        with open_audio(path) as file:
             _check_sound(file)
             return AudioFile(path, file.frames, file.samplerate)
     except sf.LibsndfileError as error:
@@ -88,16 +90,20 @@ def _check_sound(file: sf.SoundFile) -> None:
         raise DataError("it is empty")
     if file.frames >= UNKNOWN_LENGTH:
         raise DataError("it does not tell its length; writing it anew helps")
-    # Reading stops at the first sound, so that only silent files are read whole.
-    if not any(_has_sound(block) for block in file.blocks(blocksize=16384, dtype="float32")):
+    # Reading stops at the first sound, so that of files of integers only the silent ones are read whole.
+    peaks = map(_peak, file.blocks(blocksize=16384, dtype="float32", always_2d=True))
+    if not any([peak > SILENCE for peak in peaks] if file.subtype in FLOATING else (peak > SILENCE for peak in peaks)):
         raise DataError("it is silent")
     file.seek(file.frames - 1)  # fails where the end of a compressed file is missing
     if len(file.read()) == 0:
         raise DataError("its end is missing")
 
 
-def _has_sound(block: np.ndarray) -> bool:
-    peak = np.abs(block).max()
+def _peak(block: np.ndarray) -> float:
+    """The peak of samples (n, channels), mixed down as they are read."""
+    peak = np.abs(block.mean(axis=1)).max()
     if not np.isfinite(peak):
         raise DataError("it has NaN or infinite samples")
-    return peak > SILENCE
+    if peak > LOUDEST:
+        raise DataError(f"its samples reach {peak:.4g}, expected -1 to 1; divide those of 16 bit by 32768")
+    return peak

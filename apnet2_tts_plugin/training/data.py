@@ -23,7 +23,7 @@ from apnet2_tts_plugin.training.features import open_features, with_features
 from apnet2_tts_plugin.training.pitch import pitch_at, with_pitch, write_pitch
 from apnet2_tts_plugin.training.signals import leave_signals_to_parent
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"trainer.{__name__}")  # the run's own log, on the terminal and in its folder
 
 PADDING = {"mel": float(np.log(MEL_FLOOR)), "latent": 0.0}  # what stands for silence, by the kind of features
 RESAMPLING_MARGIN = 64  # samples read on either side of a segment that is resampled, for the filter's edges
@@ -79,7 +79,7 @@ def training_loader(config: Apnet2Config, files: list[AudioFile], grad_accum_ste
         files, audio.sample_rate, audio.hop_length, config.seq_len, config.training_seed, padding=padding
     )
     batches = EpochBatches(
-        len(segments),
+        len(segments) * config.segments_per_file,
         config.batch_size * grad_accum_steps,
         config.training_seed,
         distributed.rank(),
@@ -160,11 +160,11 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 class Segments(Dataset):
-    """One random segment of each file, another one in every epoch.
+    """A random segment of a file for each item, another one in every epoch; item i is of file i modulo their number.
 
     A file that cannot be read there is named in the log, and the next file takes its place.
 
-    What is drawn depends on `seed`, the epoch and the file's index alone: not on the worker, nor on the order of items.
+    What is drawn depends on `seed`, the epoch and the item's index alone: not on the worker, nor on the order of items.
 
     Args:
         files: Audio files, all of them with features or none.

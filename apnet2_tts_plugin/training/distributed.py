@@ -124,6 +124,12 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+def leave() -> None:
+    """Leave the group; a process that ends within it is aborted at times, and `torchrun` then calls the run failed."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def mean(values: Tensor) -> Tensor:
     """The mean of `values` over the processes."""
     if world_size() > 1:

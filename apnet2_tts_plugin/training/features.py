@@ -13,7 +13,7 @@ from apnet2_tts_plugin.errors import Apnet2Error, DataError, one_line
 from apnet2_tts_plugin.files import write_atomically
 from apnet2_tts_plugin.training.corpus import AudioFile
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(f"trainer.{__name__}")  # the run's own log, on the terminal and in its folder
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from apnet2_tts_plugin.network.spectra import LogMel
 
 
 @torch.inference_mode()
-def spectrogram_plots(log_mel: LogMel, target: Tensor, generated: Tensor) -> dict[str, Any]:
+def spectrogram_plot(log_mel: LogMel, target: Tensor, generated: Tensor) -> Any:  # a Figure
     """Log-mel spectrograms of two waveforms (N,) and their difference, as one Matplotlib figure."""
     from matplotlib.figure import Figure  # half a second that vocoding can do without
 
@@ -27,4 +27,4 @@ def spectrogram_plots(log_mel: LogMel, target: Tensor, generated: Tensor) -> dic
         axis.set(title=title, ylabel="mel band")
         figure.colorbar(shown, ax=axis)
     axes[-1].set_xlabel("frame")
-    return {"log_mel": figure}
+    return figure

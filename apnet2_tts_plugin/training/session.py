@@ -5,7 +5,9 @@ on as if it had never stopped.
 """
 
 import logging
+import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from apnet2_tts_plugin.config import EVAL_METRICS
 from apnet2_tts_plugin.errors import CheckpointError, ConfigError, LaunchError, one_line
 from apnet2_tts_plugin.files import write_atomically
 from apnet2_tts_plugin.training import distributed
+from apnet2_tts_plugin.training.console import Console, command_to_go_on, name_figures, parameters, recordings
 from apnet2_tts_plugin.training.precision import emulates_bf16
 from apnet2_tts_plugin.training.progress import ProgressBar
 from apnet2_tts_plugin.training.signals import StopSignals
@@ -30,7 +33,7 @@ from apnet2_tts_plugin.training.state import (
     set_rng_states,
 )
 from apnet2_tts_plugin.weights.checkpoints import read_tensors, save_config, verify
-from apnet2_tts_plugin.weights.find import BEST_NAME
+from apnet2_tts_plugin.weights.find import BEST_NAME, CONFIG_NAME
 from apnet2_tts_plugin.weights.restore import restore
 
 logger = logging.getLogger(f"trainer.{__name__}")  # the run's own log, on the terminal and in its folder
@@ -68,6 +71,7 @@ class Session:
         self.averages: tuple[dict, dict] | None = None  # of the part of an epoch before a resume
         self.signals = StopSignals()
         self.bar: ProgressBar | None = None
+        self._tidy_console()
         distributed.join(trainer)
         distributed.wait_for_all()  # some may still write features to train on
         if trainer.continue_run:
@@ -75,8 +79,20 @@ class Session:
             found = newest_checkpoint(self.folder) if distributed.rank() == 0 else None
             self.checkpoint = distributed.gather(found)[0]
         elif trainer.args.restore_path:
-            logger.info("Restored the %s", restore(model, trainer.args.restore_path))
+            logger.info("Restored from %s: %s", trainer.args.restore_path, restore(model, trainer.args.restore_path))
+        else:
+            logger.info("Training from scratch")
         trainer.args.restore_path = ""  # the Trainer would skip in silence what does not fit
+
+    def _tidy_console(self) -> None:
+        trainer = self.trainer
+        trainer.c_logger = Console()
+        name_figures(trainer.dashboard_logger)
+        # more of them than processors do no harm
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        for handler in logging.getLogger("trainer").handlers:  # file names may be of any bytes
+            if isinstance(handler, logging.FileHandler) and handler.stream:
+                handler.stream.reconfigure(errors="backslashreplace")
 
     def begin(self) -> None:
         """Take up the checkpoint's position, and the Trainer's saving; a new run is saved before its first step.
@@ -96,6 +112,8 @@ class Session:
         distributed.broadcast_weights(self.model)
         if distributed.rank() > 0:
             trainer.config.run_eval = False  # rank 0 does it, while the others wait
+        else:
+            self._introduce()
         if self.checkpoint is None:
             self._take_folder()
 
@@ -107,6 +125,15 @@ class Session:
                 "mixed_precision: this device has no instructions for bfloat16, which makes it several times, or even "
                 "a hundred times, as slow as float32; false is faster"
             )
+
+    def _introduce(self) -> None:
+        """Say what is trained on what."""
+        trainer, model, start = self.trainer, self.model, self.trainer.config.steps_to_start_discriminator
+        held_out = recordings(trainer.eval_loader.dataset.files) if trainer.eval_loader else "none"
+        logger.info("Training on %s, held out: %s", recordings(trainer.train_loader.dataset.files), held_out)
+        joins = f" from step {start} on" if start else ""
+        sizes = parameters(model.generator), parameters(model.mpd), parameters(model.mrd), joins
+        logger.info("Parameters: generator %s, discriminators %s (mpd) and %s (mrd)%s", *sizes)
 
     def _resume(self, content: dict[str, Any]) -> None:
         trainer, run = self.trainer, content.get("run")
@@ -121,7 +148,7 @@ class Session:
         self.batches_done = run["samples_done"] // self.samples_per_step
         self.averages = (run["averages"], run["averaged"])
         set_rng_states(run["rng"])
-        logger.info("Going on from %s", self.checkpoint)
+        logger.info("Going on from %s, after step %d", self.checkpoint, trainer.total_steps_done)
         for setting in ineffective:
             logger.warning(
                 "%s: without effect on a run that goes on; --restore_path starts another one with it", setting
@@ -217,6 +244,24 @@ class Session:
                 self.bar.close()
                 self.bar = None
             self.trainer.train_loader = None  # its processes would keep the interpreter from ending
+            self._say_how_it_ended()
+            distributed.leave()
+
+    def _say_how_it_ended(self) -> None:
+        if distributed.rank() > 0:
+            return
+        best, name = self.folder / BEST_NAME, self.trainer.config.target_loss
+        logger.info("Done: %d steps", self.trainer.total_steps_done)
+        if best.is_file():
+            logger.info("Best model: %s (%s %.5g)", best, name, self.trainer.best_loss["eval_loss"])
+        if self.saved:
+            config, command = self.folder / CONFIG_NAME, command_to_go_on(self.folder)
+            logger.info("To train more epochs, raise epochs in %s; then: %s", config, command)
+
+    def interrupted(self) -> None:
+        """After an interrupt, and what the Trainer saves then."""
+        if distributed.rank() == 0 and numbered_files(self.folder, "checkpoint"):
+            logger.info("To go on: %s", command_to_go_on(self.folder))
 
     def save(self) -> None:
         """Write `checkpoint_<steps>.pth` and delete the oldest ones, unless a step is half done or has gone wrong.
@@ -244,7 +289,7 @@ class Session:
         return is_finite
 
     def save_best(self) -> None:
-        """Write `best_model_<steps>.pth`, and a copy as `best_model.pth`, if no evaluation was better than this one."""
+        """Write `best_model_<steps>.pth`, also called `best_model.pth`, if no evaluation was better than this one."""
         trainer, config = self.trainer, self.trainer.config
         averages = trainer.keep_avg_eval if config.run_eval else trainer.keep_avg_train
         value = averages.avg_values.get(f"avg_{config.target_loss}")
@@ -268,7 +313,7 @@ class Session:
             for older in numbered_files(self.folder, "best_model"):
                 if older != path:
                     older.unlink()
-        write_or_log(self.folder / BEST_NAME, lambda copy: shutil.copyfile(path, copy))
+        write_or_log(self.folder / BEST_NAME, lambda copy: link_or_copy(path, copy))
 
     def _write(self, name: str, model_loss: Any) -> Path | None:
         """Write a file to go on from; None if it could not be written."""
@@ -289,6 +334,7 @@ class Session:
                 run=self._state(),
             )
             verify(temporary)
+            read_tensors(temporary)
 
         if not write_or_log(path, write):
             return None
@@ -314,10 +360,18 @@ def write_or_log(path: Path, write: Callable[[Path], Any]) -> bool:
     except (OSError, RuntimeError, CheckpointError) as error:
         # torch closes its file after the system's error with one of its own, which says nothing
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        advice = ": make room for the next one" if isinstance(cause, OSError) else ""
         logger.error(
-            "Not saved: %s (%s); training goes on with the files saved before: make room for the next one",
-            path,
-            one_line(cause),
+            "Not saved: %s (%s); training goes on with the files saved before%s", path, one_line(cause), advice
         )
         return False
     return True
+
+
+def link_or_copy(path: Path, other: Path) -> None:
+    """Make `other` a second name of the file at `path`, or a copy where there are no such names."""
+    other.unlink()
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)

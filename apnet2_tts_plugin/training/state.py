@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from trainer import Trainer
 
-from apnet2_tts_plugin.errors import CheckpointError, one_line
+from apnet2_tts_plugin.errors import CheckpointError, DamagedError, one_line
 from apnet2_tts_plugin.weights import checkpoints
 
 logger = logging.getLogger(f"trainer.{__name__}")  # the run's own log, on the terminal and in its folder
@@ -27,17 +27,18 @@ def newest_checkpoint(folder: Path) -> Path:
     """The newest file in a run's folder that is whole; damaged ones are renamed.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is none, or it cannot be read, though it is not damaged.
     """
     paths = [*numbered_files(folder, "checkpoint"), *numbered_files(folder, "best_model")]
     for path in sorted(paths, key=_steps, reverse=True):
         try:
             checkpoints.verify(path)
-            checkpoints.read_tensors(path)
-            return path
-        except CheckpointError as error:
+        except DamagedError as error:
             logger.warning("Renamed to .damaged, going back to the one before: %s", error)
             path.rename(f"{path}.damaged")  # or it would count as the newest of those to keep
+        else:
+            checkpoints.read_tensors(path)
+            return path
     raise CheckpointError(f"{folder}: no checkpoint that could be read, expected checkpoint_<steps>.pth")
 
 

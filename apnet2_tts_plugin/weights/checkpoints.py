@@ -1,5 +1,6 @@
 """Tensors in files: checkpoints of the Trainer and safetensors, never a pickle that could run code."""
 
+import errno
 import os
 import pickle
 import zipfile
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from apnet2_tts_plugin.config import Apnet2Config
-from apnet2_tts_plugin.errors import CheckpointError, one_line
+from apnet2_tts_plugin.errors import CheckpointError, DamagedError, one_line
 from apnet2_tts_plugin.files import write_atomically, write_text
 from apnet2_tts_plugin.network.generator import Generator
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, WEIGHTS_NAME
@@ -46,7 +47,8 @@ def verify(path: str | os.PathLike[Any]) -> None:
     """Read all of a torch file and compare it with its checksums, which `torch.load` ignores.
 
     Raises:
-        CheckpointError: if the file is missing, cut short or damaged, or none that `torch.save` writes nowadays.
+        DamagedError: if the file is cut short or damaged, or none that `torch.save` writes nowadays.
+        CheckpointError: if it cannot be read, for a reason that is not in it.
     """
     fault = None
     try:
@@ -56,9 +58,11 @@ def verify(path: str | os.PathLike[Any]) -> None:
             elif damaged := archive.testzip():
                 fault = f"{damaged!r} in it fails its checksum"
     except Exception as error:  # as in read_tensors
-        fault = one_line(error)
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
+            raise CheckpointError(f"{path}: cannot be read ({one_line(error)})") from error
+        fault = one_line(error)  # EINVAL is what seeking by a damaged directory ends in
     if fault:
-        raise CheckpointError(f"{path}: not a whole torch file ({fault}); use another copy, or an earlier checkpoint")
+        raise DamagedError(f"{path}: not a whole torch file ({fault}); use another copy, or an earlier checkpoint")
 
 
 def load_strictly(network: nn.Module, state: dict[str, Any], source: str | os.PathLike[Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from apnet2_tts_plugin.errors import CheckpointError
+from apnet2_tts_plugin.weights import store
 from apnet2_tts_plugin.weights.checkpoints import (
     NETWORK_NAMES,
     check_fit,
@@ -53,7 +54,8 @@ def restore(model: nn.Module, path: str | os.PathLike[Any]) -> str:
             - a checkpoint of the Trainer (`.pth`), with or without discriminators;
             - `model.safetensors`, the generator alone;
             - an official generator `g_XXXXXXXX`, beside which `do_XXXXXXXX` has the discriminators, if it is there;
-            - a folder: the checkpoint in it, or else its `model.safetensors`, see `find_weights`.
+            - a folder: the checkpoint in it, or else its `model.safetensors`, see `find_weights`;
+            - the name of a model, see `store`.
 
     Returns:
         What was restored, as a phrase for the log.
@@ -61,7 +63,7 @@ def restore(model: nn.Module, path: str | os.PathLike[Any]) -> str:
     Raises:
         CheckpointError: if a file cannot be read, is damaged, or does not fit; nothing is loaded then.
     """
-    path = find_weights(path, checkpoint_first=True)
+    path = find_weights(store.path_of(path), checkpoint_first=True)
     sources = _sources(path)
     targets = [nn.ModuleDict({name: model.get_submodule(name) for name in source.networks}) for source in sources]
     for target, source in zip(targets, sources, strict=True):

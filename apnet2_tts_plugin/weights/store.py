@@ -97,6 +97,11 @@ def resolve(name_or_folder: str | os.PathLike) -> Path:
     return folder
 
 
+def path_of(name_or_path: str | os.PathLike) -> Path:
+    """The folder of a model that has a name, or else the path as it is."""
+    return _find(str(name_or_path)) or Path(name_or_path)
+
+
 def is_apnet2(name: str) -> bool:
     """Whether `name`, short or full, is a model's here or can only mean one, as every `apnet2...` does."""
     short = name.rpartition("/")[2] if name.startswith(f"{KIND}/") else name
