@@ -33,6 +33,7 @@ COMMANDS = {
     "`apnet2 list`": [*APNET2, "list"],
     "`apnet2 vocode`, one second of audio": [*APNET2, "vocode", "in.wav", "out.wav"],
 }
+LOADING = "loading a model of the official size, with torch imported"
 PREPARE = """
 import numpy, soundfile
 from pathlib import Path
@@ -100,10 +101,10 @@ def start(python: Path) -> float:
 
 
 def measure_commands(folder: Path, rounds: int) -> dict[str, tuple[float, float]]:
-    """Median seconds, by the clock and of the processors, of each command and of loading a model; one run before."""
+    """Median seconds, by the clock and of the processors, of each command and of loading a model; a first run of each
+    is not counted."""
     python(["-c", PREPARE], folder)
-    times = {name: [] for name in [*COMMANDS, "loading a model of the official size, torch being there"]}
-    *_, loading = times
+    times = {name: [] for name in (*COMMANDS, LOADING)}
     for _ in range(rounds + 1):
         for name, arguments in COMMANDS.items():
             begin, before = time.perf_counter(), os.times()
@@ -111,7 +112,7 @@ def measure_commands(folder: Path, rounds: int) -> dict[str, tuple[float, float]
             clock, after = time.perf_counter() - begin, os.times()
             processors = after.children_user + after.children_system - before.children_user - before.children_system
             times[name].append((clock, processors))
-        times[loading].append(tuple(map(float, python(["-c", LOAD], folder).split())))
+        times[LOADING].append(tuple(map(float, python(["-c", LOAD], folder).split())))
     return {name: tuple(map(statistics.median, zip(*runs[1:], strict=True))) for name, runs in times.items()}
 
 
