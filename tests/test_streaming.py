@@ -14,6 +14,7 @@ from apnet2_tts_plugin.errors import DataError
 from apnet2_tts_plugin.network.generator import Generator
 from apnet2_tts_plugin.network.streaming import GeneratorStream, WindowStream, open_stream
 from apnet2_tts_plugin.vocode import vocode_file
+from apnet2_tts_plugin.weights import store
 
 SPEECH = Path(__file__).parent.parent / "recipes" / "ljspeech" / "sample.flac"
 HOP = 256
@@ -76,7 +77,7 @@ def test_short_mels(n_frames):
 @pytest.mark.parametrize("size", [1, 8, 50])
 def test_the_bundled_model_on_speech(size):
     """The pitch of each frame is the same to the last bit, or phases would drift apart."""
-    model = load_model("apnet2")
+    model = load_model(store.BUNDLED / "apnet2")
     waveform, _ = sf.read(SPEECH, dtype="float32")
     mel = model.log_mel(torch.from_numpy(waveform)[None])
     whole = model.inference(mel)
@@ -99,10 +100,10 @@ def test_each_frame_brings_a_hop_after_the_look_ahead(settings, look_ahead):
     assert heard == [0] * look_ahead + [HOP] * (20 - look_ahead)
 
 
-def test_the_bundled_model_looks_thirteen_frames_ahead():
-    stream = open_stream(load_model("apnet2").generator)
+def test_the_bundled_model_looks_twelve_frames_ahead():
+    stream = open_stream(load_model(store.BUNDLED / "apnet2").generator)
     assert isinstance(stream, GeneratorStream)
-    assert [stream.push(frame).shape[1] for frame in random_mel(15).split(1, dim=2)] == [0] * 13 + [HOP] * 2
+    assert [stream.push(frame).shape[1] for frame in random_mel(14).split(1, dim=2)] == [0] * 12 + [HOP] * 2
 
 
 @pytest.mark.parametrize("pools", [False, True])
@@ -154,7 +155,7 @@ def test_mel_in_pieces(n_samples, n_frames):
 
 @pytest.mark.parametrize("suffix", [".wav", ".npy"])
 def test_long_files_are_vocoded_in_pieces(suffix, tmp_path, monkeypatch):
-    model = load_model("apnet2")
+    model = load_model(store.BUNDLED / "apnet2")
     speech, _ = sf.read(SPEECH, dtype="float32", frames=50_000)
     file, long_mel = tmp_path / f"in{suffix}", model.log_mel(speech[None])
     sf.write(file, speech, 22050, subtype="FLOAT") if suffix == ".wav" else np.save(file, long_mel[0].numpy())
