@@ -2,6 +2,7 @@
 
     python benchmarks/equal_time.py hifigan --data recipes/natural/natural_corpus/wavs --out runs --minutes 1 2 5 10
     apnet2 evaluate recordings/ --system coqui:runs/hifigan/10 --system runs/pitch/10 --out report
+    python benchmarks/equal_time.py plot --report report --out docs/equal_time.svg
 
 Each trains in coqui's Trainer: `hifigan` is HiFi-GAN v1 with the settings of coqui's recipe, `published` an APNet2 with
 its published losses and discriminators, `freev` the same with FreeV's start of the amplitude, and `pitch`, by
@@ -13,11 +14,14 @@ not. After each of the minutes the networks are written to OUT/SYSTEM/MINUTES, a
 """
 
 import argparse
+import json
 import os
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from trainer import Trainer, TrainerArgs
 from TTS.vocoder.configs import HifiganConfig
@@ -107,20 +111,43 @@ def run_settings(args: argparse.Namespace) -> dict:
     )  # fmt: skip
 
 
+def plot(report: Path, figure: Path) -> None:
+    """PESQ and DNSMOS over the minutes, from the report of an evaluation of folders named OUT/SYSTEM/MINUTES."""
+    means = json.loads((report / "summary.json").read_text())["means"]
+    curves = defaultdict(list)
+    for name, values in means.items():
+        folder = Path(name.removeprefix("coqui:"))
+        curves[str(folder.parent)].append((float(folder.name), values["pesq_wb"], values["dnsmos"]))
+    _, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for folder, points in sorted(curves.items()):
+        minutes, *figures = zip(*sorted(points), strict=True)
+        for axis, values in zip(axes, figures, strict=True):
+            axis.plot(minutes, values, "o-", label="/".join(Path(folder).parts[-2:]))
+    for axis, title in zip(axes, ("PESQ-WB", "DNSMOS overall"), strict=True):
+        axis.set(title=title, xlabel="minutes of one thread", xscale="log", xticks=[1, 2, 5, 10])
+        axis.xaxis.set_major_formatter("{x:g}")
+    axes[1].legend(fontsize="x-small")
+    plt.savefig(figure)
+
+
 SYSTEMS = {function.__name__: function for function in (hifigan, published, freev, pitch)}
 
 
 def main() -> None:
-    """Train one system."""
+    """Train one system, or plot what they learned."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("system", choices=SYSTEMS)
-    parser.add_argument("--data", type=Path, required=True, help="Folder of WAVs at 22.05 kHz.")
-    parser.add_argument("--out", type=Path, required=True, help="Folder of the results.")
+    parser.add_argument("system", choices=[*SYSTEMS, "plot"])
+    parser.add_argument("--data", type=Path, help="Folder of WAVs at 22.05 kHz.")
+    parser.add_argument("--report", type=Path, help="What to plot: the folder of an evaluation.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder of the results, or name of the plot.")
     parser.add_argument("--minutes", type=float, nargs="+", default=[1, 2, 5, 10], help="Defaults to 1 2 5 10.")
     parser.add_argument("--steps", type=int, default=4000, help="Of `pitch`'s schedule. Defaults to 4000.")
     parser.add_argument("--spectral-only", action="store_true", help="No discriminators in an APNet2's training.")
     parser.add_argument("--f0", type=Path, help="Folder of the pitch, if it has been found before.")
     args = parser.parse_args()
+    if args.system == "plot":
+        plot(args.report, args.out)
+        return
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config, model, samples = SYSTEMS[args.system](args)
