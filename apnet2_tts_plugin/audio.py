@@ -34,10 +34,14 @@ LOUDEST = 10.0  # peak above which samples are no sound in [-1, 1], which may be
 
 
 class StandardInput(io.BytesIO):
-    """A file that came through standard input."""
+    """A file that came through standard input, or another pipe, which is `name`."""
+
+    def __init__(self, content: bytes, name: str = "standard input"):
+        super().__init__(content)
+        self.name = name
 
     def __str__(self) -> str:
-        return "standard input"
+        return self.name
 
 
 Source = Path | StandardInput
@@ -82,6 +86,17 @@ def read_audio(path: str | Path, sample_rate: int, start: int = 0, n_samples: in
         raise DataError(f"{path}: cannot be read at sample {start} ({error.error_string})") from error
     waveform = _mono(path, samples)
     return waveform if rate == sample_rate else soxr.resample(waveform, rate, sample_rate)
+
+
+def at_rate(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
+    """A waveform (N,) at another sample rate: (N',), N' being N * new_rate / rate, rounded up.
+
+    Of torchaudio's filters, two rates without a common factor, such as 22051 and 22050 Hz, need 8 GB.
+    """
+    if rate == new_rate:
+        return waveform
+    padded = np.pad(waveform, (0, rate // new_rate + 1))  # soxr rounds down too, a single sample to none
+    return soxr.resample(padded, rate, new_rate)[: -(-len(waveform) * new_rate // rate)]
 
 
 def read_recording(source: str | Path | StandardInput) -> tuple[np.ndarray, int]:

@@ -89,8 +89,9 @@ def plan(
     if output == STANDARD:
         if len(inputs) > 1 or folders:
             raise OutputError("standard output takes one file; for several, expected a folder to write to")
-        if sys.stdout.isatty():
-            raise OutputError("standard output is a terminal, expected a file (> OUT) or a program (| PROGRAM)")
+        if sys.stdout is None or sys.stdout.isatty():
+            state = "closed" if sys.stdout is None else "a terminal"
+            raise OutputError(f"standard output is {state}, expected a file (> OUT) or a program (| PROGRAM)")
         return [Job(_source(inputs[0]), None, default)]
     target = Path(output)
     if len(inputs) == 1 and not folders and not (target.is_dir() or output.endswith(os.sep)):
@@ -105,7 +106,12 @@ def plan(
 
 
 def _source(name: str) -> Source:
-    return StandardInput(sys.stdin.buffer.read()) if name == STANDARD else Path(name)
+    path = Path(name)
+    if name == STANDARD:
+        if sys.stdin is None:
+            raise DataError("standard input is closed, expected a file there (< IN) or a program (PROGRAM |)")
+        return StandardInput(sys.stdin.buffer.read())
+    return StandardInput(path.read_bytes(), name) if path.is_fifo() else path
 
 
 def _stem(name: str) -> Path:
@@ -117,6 +123,8 @@ def _single(source: Source, target: Path, writable: tuple[str, ...], suffix: str
     if own not in writable:
         hint = "or a folder: one that exists, or a name that ends in /"
         raise OutputError(f"{target}: expected the name of a {', '.join(writable)} file to write, {hint}")
+    if target.exists() and not target.is_file():  # a named pipe would be replaced, and its reader wait for ever
+        raise OutputError(f"{target}: is no regular file, expected one, or - for standard output")
     if suffix not in (None, own):
         raise OutputError(f"{target}: has the suffix {own}, but {suffix} was asked for; leave one out")
     return Job(source, target, own)
@@ -145,8 +153,8 @@ def _refuse_repeated(jobs: list[Job]) -> list[Job]:
 
 
 def _refuse_overwriting(jobs: list[Job]) -> list[Job]:
-    read = {job.source.resolve() for job in jobs if isinstance(job.source, Path)}
-    if overwritten := read & {job.target.resolve() for job in jobs}:
+    read = {os.path.realpath(job.source) for job in jobs if isinstance(job.source, Path)}
+    if overwritten := read & {os.path.realpath(job.target) for job in jobs}:
         raise OutputError(f"{min(overwritten)}: is an input and would be overwritten; choose another output")
     return jobs
 
@@ -196,7 +204,8 @@ def write(job: Job, encode: Callable[[BinaryIO], None]) -> None:
             sys.stdout.buffer.write(content.getvalue())
             sys.stdout.buffer.flush()
         else:
-            write_atomically(job.target, lambda temporary: temporary.write_bytes(content.getvalue()))
+            target = Path(os.path.realpath(job.target))  # of a link the file that it names, as other programs do
+            write_atomically(target, lambda temporary: temporary.write_bytes(content.getvalue()))
     except BrokenPipeError:
         raise
     except (OSError, soundfile.LibsndfileError) as error:

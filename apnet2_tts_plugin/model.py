@@ -5,12 +5,12 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torchaudio
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from trainer import Trainer
@@ -19,6 +19,7 @@ from trainer.trainer_utils import get_optimizer, get_scheduler
 from TTS.utils.audio import AudioProcessor
 from TTS.vocoder.models.base_vocoder import BaseVocoder
 
+from apnet2_tts_plugin.audio import at_rate
 from apnet2_tts_plugin.config import MAX_ITERATIONS, Apnet2Config
 from apnet2_tts_plugin.errors import ConfigError, DataError, MetricError, one_line
 from apnet2_tts_plugin.metrics import speech
@@ -191,8 +192,12 @@ class Apnet2(BaseVocoder):
             raise DataError(f"waveform of shape {tuple(waveform.shape)}, expected (samples,), channels mixed down")
         if not waveform.isfinite().all():
             raise DataError("waveform with NaN or infinite samples, expected finite ones")
+        if not isinstance(sample_rate, Integral) or sample_rate < 1:
+            raise DataError(f"sample_rate {sample_rate!r}, expected a whole number of Hz, at least 1")
+        if sample_rate != audio.sample_rate:
+            resampled = at_rate(waveform.float().cpu().numpy(), int(sample_rate), audio.sample_rate)
+            waveform = torch.from_numpy(resampled)
         waveform = waveform.float().to(self.device)
-        waveform = torchaudio.functional.resample(waveform, sample_rate, audio.sample_rate)
         mel = self.log_mel(whole_hops(waveform, audio)[None])
         return self.inference(mel).flatten()[: len(waveform)]
 

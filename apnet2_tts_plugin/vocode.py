@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-import torchaudio
 from torch import Tensor
 from tqdm import tqdm
 
-from apnet2_tts_plugin.audio import Source, StandardInput, read_recording
+from apnet2_tts_plugin.audio import Source, StandardInput, at_rate, read_recording
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import DataError, ModelError, PairingError
 from apnet2_tts_plugin.model import Apnet2
@@ -69,12 +68,11 @@ def vocode_file(
                 f"{' or '.join(FEATURE_SUFFIXES)} file of shape ({model.config.n_inputs}, frames)"
             )
         else:
-            recording, rate = _recording(source, model.config.audio.sample_rate, resample)
             audio = model.config.audio
-            resampled = torchaudio.functional.resample(torch.from_numpy(recording), rate, audio.sample_rate)
-            padded = whole_hops(resampled, audio).to(model.device)
+            recording = _recording(source, audio.sample_rate, resample)
+            padded = whole_hops(recording, audio).to(model.device)
             n_frames = len(padded) // audio.hop_length + 1
-            waveform = _vocode(model, n_frames, model.log_mel.pieces(padded, PIECE), progress)[..., : len(resampled)]
+            waveform = _vocode(model, n_frames, model.log_mel.pieces(padded, PIECE), progress)[..., : len(recording)]
     except RuntimeError as error:  # on a processor torch has no class of its own for it
         if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
             raise
@@ -133,9 +131,8 @@ def analyse_file(log_mel: LogMel, audio, source: Source, resample: bool = True) 
     Raises:
         DataError: if the file cannot be read.
     """
-    recording, rate = _recording(source, audio.sample_rate, resample)
-    waveform = torchaudio.functional.resample(torch.from_numpy(recording), rate, audio.sample_rate)
-    return log_mel(whole_hops(waveform, audio)[None])[0].numpy()
+    recording = _recording(source, audio.sample_rate, resample)
+    return log_mel(whole_hops(recording, audio)[None])[0].numpy()
 
 
 def pairing_for_mels(tts_config, ap, vocoder_config) -> Pairing:
@@ -201,14 +198,16 @@ def _read_array(source: Source, suffix: str) -> Tensor:
         raise DataError(f"{source}: not a readable {suffix} file, or it holds more than numbers") from error
     if not isinstance(content, Tensor):
         raise DataError(f"{source}: holds a {type(content).__name__}, expected a tensor")
+    if content.layout != torch.strided or content.is_meta:
+        raise DataError(f"{source}: holds a sparse tensor, or one without its numbers, expected a dense one")
     return content
 
 
-def _recording(source: Source, sample_rate: int, resample: bool) -> tuple[np.ndarray, int]:
-    """A recording and its rate, which another one than `sample_rate` is refused or mentioned."""
+def _recording(source: Source, sample_rate: int, resample: bool) -> Tensor:
+    """A recording (N,) at `sample_rate`; if it has another one, that is refused or mentioned."""
     recording, rate = read_recording(source)
     if rate != sample_rate and not resample:
         raise DataError(f"{source}: has {rate} Hz, expected the model's {sample_rate} Hz")
     if rate != sample_rate:
         logger.warning("%s: resampled from %d to %d Hz", source, rate, sample_rate)
-    return recording, rate
+    return torch.from_numpy(at_rate(recording, rate, sample_rate))

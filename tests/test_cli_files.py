@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import acoustic_models
@@ -279,3 +280,40 @@ def test_device_auto(model, apnet2, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "zeros", lambda *size, device: torch.ones(1))
     assert str(loader.usable_device("auto")) == "cuda"
+
+
+def test_a_pipe_with_a_name(model, apnet2):
+    """As the shell's `<(...)` gives it, to read from; to write to, there is standard output."""
+    os.mkfifo("pipe.wav")
+    for source in (a_wav(), an_npy(random_mel())):
+        thread = threading.Thread(target=Path("pipe.wav").write_bytes, args=(Path(source).read_bytes(),))
+        thread.start()
+        assert is_done(apnet2("vocode", "pipe.wav", "piped.wav"))
+        thread.join()
+        assert is_done(apnet2("vocode", source, "expected.wav"))
+        assert Path("piped.wav").read_bytes() == Path("expected.wav").read_bytes()
+    status, _, err = apnet2("vocode", "in.wav", "pipe.wav")
+    assert status == 1 and "pipe.wav: is no regular file, expected one, or -" in one_line(err)
+    assert Path("pipe.wav").is_fifo()
+
+
+def test_closed_streams(model, apnet2, monkeypatch):
+    a_wav()
+    monkeypatch.setattr(sys, "stdin", None)
+    status, _, err = apnet2("vocode", "-", "out.wav")
+    assert status == 1 and "standard input is closed" in one_line(err)
+    done = subprocess.run(
+        ["sh", "-c", '"$0" -m apnet2_tts_plugin mel in.wav - >&-', sys.executable], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "standard output is closed" in one_line(done.stderr)
+
+
+def test_links(model, apnet2):
+    """One to another file is written through; one that leads back to itself is no file."""
+    Path("to.wav").symlink_to("target.wav")
+    assert is_done(apnet2("vocode", a_wav(), "to.wav"))
+    assert Path("to.wav").is_symlink() and soundfile.info("target.wav").frames == 5000
+    Path("loop.wav").symlink_to("loop.wav")
+    status, _, err = apnet2("vocode", "in.wav", "loop.wav", "out/")
+    assert status == 1 and err.startswith("apnet2: loop.wav: no such file or folder\n")
+    assert files(Path("out")) == ["in.wav"]

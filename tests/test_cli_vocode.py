@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -78,6 +79,15 @@ def test_resample(model, apnet2):
     warning, summary = err.splitlines(keepends=True)
     assert warning == "apnet2: in.wav: resampled from 16000 to 22050 Hz\n" and is_done((status, out, summary))
     assert soundfile.info("out.wav").frames == RATE
+
+
+def test_rates_without_a_common_factor(model, apnet2):
+    """One sample, and a second: in no more memory than other rates."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for n_samples, expected in ((1, 1), (RATE + 1, RATE)):
+        assert apnet2("vocode", a_wav(tone(n_samples, RATE + 1) + 0.1, RATE + 1), "out.wav")[0] == 0
+        assert soundfile.info("out.wav").frames == expected
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # kB
 
 
 def test_iterations(model, apnet2, monkeypatch):
@@ -185,6 +195,11 @@ BAD_INPUTS = {
     "hostile pt": (lambda: a_pt(Trap()), r"in\.pt: .* it holds more than numbers"),
     "text": (lambda: an_npy(np.array(["a"])), r"in\.npy: not a readable \.npy file"),
     "no pt": (lambda: a_file("in.pt"), r"in\.pt: not a readable \.pt file"),
+    "sparse": (lambda: a_pt(torch.ones(80, 20).to_sparse()), r"in\.pt: holds a sparse tensor, or"),
+    "no numbers": (
+        lambda: a_pt(torch.ones(80, 20, device="meta")),
+        r"in\.pt: .* without its numbers, expected a dense",
+    ),
     "dictionary": (lambda: a_pt({"mel": torch.zeros(80, 20)}), r"in\.pt: holds a dict, expected a tensor"),
     "bands": (lambda: an_npy(random_mel()[:79]), r"shape \(79, 20\), expected \(80, frames\) or \(1, 80, frames\)"),
     "batch": (lambda: an_npy(np.stack([random_mel()] * 2)), r"shape \(2, 80, 20\), expected"),

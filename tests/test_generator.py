@@ -133,6 +133,12 @@ def test_copy_synthesis_resamples():
     assert spectrum.argmax() == 220 and waveform.abs().max() == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("rate", [0, -22050, 16000.5, "22050", None])
+def test_copy_synthesis_refuses_a_rate(model, rate):
+    with pytest.raises(ValueError, match=f"sample_rate {rate!r}, expected a whole number of Hz"):
+        model.copy_synthesis(torch.zeros(5000), sample_rate=rate)
+
+
 @pytest.mark.parametrize(
     ("waveform", "settings", "message"),
     [
