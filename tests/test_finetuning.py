@@ -17,6 +17,7 @@ from acoustic_models import build
 from lj_speech import TEXTS, make_ljspeech
 from small_run import change_config
 
+from apnet2_tts_plugin.config import PredictorConfig
 from apnet2_tts_plugin.finetuning import recipe as finetuning
 from apnet2_tts_plugin.loader import load_model
 from apnet2_tts_plugin.model import Apnet2
@@ -110,6 +111,20 @@ def test_fine_tuning_on_glow_tts(given, trained, tmp_path, monkeypatch):
     change_config(run_folder(out), epochs=3)
     finetune(GLOW_TTS, ["--continue_path", run_folder(out)])
     assert (run_folder(out) / "checkpoint_6.pth").is_file()
+
+
+def test_fine_tuning_a_phase_that_starts_from_the_pitch(given, tmp_path):
+    sizes = PredictorConfig(channels=16, hidden_channels=32, blocks=1, response_norm="none")
+    model = tiny.model(phase_start="pitch", pitch=sizes, consistency_iterations=1)
+    checkpoints.save_config(model.config, start := tmp_path / "start")
+    checkpoints.save_weights(model.generator, start)
+    finetune(GLOW_TTS, [*given, "--restore_path", start, "--steps", 2])
+    folder = run_folder(tmp_path / "out")
+    checkpoint = checkpoints.read_tensors(folder / "checkpoint_2.pth")
+    assert checkpoint["config"]["phase_start"] == "pitch" and checkpoint["config"]["consistency_iterations"] == 1
+    assert not any(
+        torch.equal(checkpoint["model"][f"generator.{name}"], old) for name, old in model.generator.state_dict().items()
+    )
 
 
 @pytest.mark.slow
