@@ -133,6 +133,9 @@ def _read_with_ffmpeg(source: str | Path | StandardInput, refusal: str) -> tuple
     """Samples (N, channels) and sample rate of a file that libsndfile refused."""
     try:
         content = source.getvalue() if isinstance(source, StandardInput) else Path(source).read_bytes()
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read ({error.strerror})") from error
+    try:
         from torchcodec.decoders import AudioDecoder  # which loads FFmpeg now or when it is used
 
         decoded = AudioDecoder(content).get_all_samples()

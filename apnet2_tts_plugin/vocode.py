@@ -195,7 +195,8 @@ def _read_array(source: Source, suffix: str) -> Tensor:
         else:
             content = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make the two readers raise almost anything
-        raise DataError(f"{source}: not a readable {suffix} file, or it holds more than numbers") from error
+        reason = getattr(error, "strerror", None) or f"not a readable {suffix} file, or it holds more than numbers"
+        raise DataError(f"{source}: {reason}") from error
     if not isinstance(content, Tensor):
         raise DataError(f"{source}: holds a {type(content).__name__}, expected a tensor")
     if content.layout != torch.strided or content.is_meta:

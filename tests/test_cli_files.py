@@ -16,7 +16,7 @@ import tiny
 import torch
 from command_line import HOP, RATE, a_file, a_wav, an_npy, files, holds, is_done, one_line, random_mel, tone, vocoded
 
-from apnet2_tts_plugin import audio, loader
+from apnet2_tts_plugin import audio, batch, loader
 from apnet2_tts_plugin.pairing.convert import pair_configs
 
 workplace, model, apnet2 = command_line.workplace, command_line.model, command_line.apnet2  # fixtures
@@ -317,3 +317,12 @@ def test_links(model, apnet2):
     status, _, err = apnet2("vocode", "in.wav", "loop.wav", "out/")
     assert status == 1 and err.startswith("apnet2: loop.wav: no such file or folder\n")
     assert files(Path("out")) == ["in.wav"]
+
+
+@pytest.mark.parametrize("name", ["in.wav", "in.npy", "in.pt"])
+def test_files_that_may_not_be_read(name, model, apnet2, monkeypatch):
+    """The reason is the system's; root, as whom tests may run, may read everything."""
+    Path(name).mkdir()  # which the system refuses to read, whoever asks
+    job = batch.Job(Path(name), Path("out.wav"), ".wav")
+    monkeypatch.setattr(batch, "plan", lambda *arguments: [job])
+    assert f"{name}: " in (err := one_line(apnet2("vocode", name, "out.wav")[2])) and "Is a directory" in err

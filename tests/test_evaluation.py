@@ -171,6 +171,7 @@ def test_a_metric_without_an_answer_leaves_a_gap(workplace, quick, apnet2):
         (("rec", "--device", "abacus"), 1, "device 'abacus' cannot be used here"),
         (("rec", "--jobs", "0"), 2, "0, expected a number of at least 1"),
         (("rec", "--out", "rec/a.wav"), 1, "rec/a.wav: no folder can be made there"),
+        (("rec", "--out", "/proc"), 1, "/proc: nothing can be written to this folder"),
     ],
 )
 def test_mistakes(arguments, status, reason, model, recordings, apnet2):
