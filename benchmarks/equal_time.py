@@ -126,7 +126,7 @@ def plot(report: Path, figure: Path) -> None:
     for axis, title in zip(axes, ("PESQ-WB", "DNSMOS overall"), strict=True):
         axis.set(title=title, xlabel="minutes of one thread", xscale="log", xticks=[1, 2, 5, 10])
         axis.xaxis.set_major_formatter("{x:g}")
-    axes[1].legend(fontsize="x-small")
+    axes[1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1.02, 1))
     plt.savefig(figure)
 
 
