@@ -238,7 +238,7 @@ import tiny
 sys.path.insert(0, {folder!r})
 import train_apnet2
 
-train_apnet2.Apnet2Config = lambda **settings: tiny.config(**settings, eval_metrics=[])
+train_apnet2.Apnet2Config.preset = lambda _, **settings: tiny.config(**settings, eval_metrics=[])
 train_apnet2.main()
 """
 
