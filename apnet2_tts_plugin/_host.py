@@ -4,6 +4,7 @@
 names inside coqui's modules that the plugin relies on; one that a later coqui-tts has moved is left out with a warning.
 """
 
+import contextlib
 import copy
 import functools
 import logging
@@ -65,18 +66,30 @@ def _find_config(name: str):
     return Apnet2Config
 
 
+_ACOUSTIC_ITEM = {
+    "description": "FastPitch that comes with apnet2-tts-plugin: one voice, no phonemizer, no download",
+    "default_vocoder": "apnet2",
+    "license": "MPL-2.0",
+}
+
+
 def _list_models(original):
-    """`ModelManager.__init__`: named models join the catalogue, for `--list_models` and `--model_info_by_name`."""
+    """`ModelManager.__init__`: named models, and the bundled acoustic model, join the catalogue, for `--list_models`
+    and `--model_info_by_name`."""
 
     def __init__(self, *args, **kwargs):
         original(self, *args, **kwargs)
         from apnet2_tts_plugin.weights import store
 
-        for folder in store.names().values():
-            kind, language, dataset, name = store.full_name(folder).split("/")
+        items = {
+            store.full_name(folder): {"description": f"APNet2 vocoder in {folder}"} for folder in store.names().values()
+        }
+        items[store.ACOUSTIC_MODEL] = _ACOUSTIC_ITEM
+        for full_name, item in items.items():
+            kind, language, dataset, name = full_name.split("/")
             try:
                 datasets = self.models_dict[kind].setdefault(language, {})
-                datasets.setdefault(dataset, {}).setdefault(name, {"description": f"APNet2 vocoder in {folder}"})
+                datasets.setdefault(dataset, {}).setdefault(name, dict(item))
             except (AttributeError, KeyError, TypeError):  # somebody's own catalogue, or that of a later coqui-tts
                 return
 
@@ -88,6 +101,10 @@ def _find_models(original):
     and leaves an empty folder for a model it has no address of, which breaks every later call."""
 
     def download_model(self, model_name, *args, **kwargs):
+        from apnet2_tts_plugin.weights import store
+
+        if (acoustic := store.acoustic_files(model_name)) is not None:
+            return *acoustic, {**_ACOUSTIC_ITEM, "model_type": "tts_models"}
         folder = _apnet2_folder(model_name)
         if folder is None:
             return original(self, model_name, *args, **kwargs)
@@ -175,9 +192,29 @@ def _add_vocoder(original):
         from apnet2_tts_plugin.pairing import plan
 
         plan.check_output(model_name.rpartition("/")[2])
-        return *original(self, model_name, vocoder_name, *args, **kwargs)[:2], *vocoder
+        with _offer_bundled_model(self.manager, model_name):
+            return *original(self, model_name, vocoder_name, *args, **kwargs)[:2], *vocoder
 
     return download_model_by_name
+
+
+@contextlib.contextmanager
+def _offer_bundled_model(manager, model_name: str):
+    """Say which acoustic model needs no download while another one is downloaded, and above all when it cannot be."""
+    from requests import RequestException
+
+    from apnet2_tts_plugin.errors import ModelError, one_line
+    from apnet2_tts_plugin.weights import store
+
+    there = model_name == store.ACOUSTIC_MODEL or (manager.output_prefix / model_name.replace("/", "--")).is_dir()
+    if not there:
+        console.info("%s needs no download and speaks with any APNet2, as --model_name", store.ACOUSTIC_MODEL)
+    try:
+        yield
+    except RequestException as error:
+        raise ModelError(
+            f"{model_name} cannot be downloaded ({one_line(error)}); {store.ACOUSTIC_MODEL} needs no download"
+        ) from error
 
 
 def _files(folder) -> tuple:
@@ -220,13 +257,17 @@ def _vocode(synthesizer, slot: str, output):
 
 def _vocode_sentences(original):
     """`Synthesizer.tts`: stock looks for the vocoder's input in the model's `outputs`, fails on models that answer with
-    a finished waveform alone (XTTS, Bark, Tortoise), takes the first sample of a converted voice for all of it, has no
-    vocoder in the place of a VITS's own decoder, and counts seconds, also of the silence that it trims, by the acoustic
-    model's sample rate."""
+    a finished waveform alone (XTTS, Bark, Tortoise) and, by a traceback, on a text without words, takes the first
+    sample of a converted voice for all of it, has no vocoder in the place of a VITS's own decoder, and counts seconds,
+    also of the silence that it trims, by the acoustic model's sample rate."""
 
-    def tts(self, *args, **kwargs):
+    def tts(self, text="", *args, **kwargs):
         if not _has_apnet2(self) or self.tts_model is None:
-            return original(self, *args, **kwargs)
+            return original(self, text, *args, **kwargs)
+        if not text.strip() and not kwargs.get("source_wav"):
+            from apnet2_tts_plugin.errors import DataError
+
+            raise DataError(f"the text is {text!r}, expected words to speak")
         model = _pairing(self, "tts_model").acoustic_model(self.tts_model, self.vocoder_model)
 
         def synthesize(*args, **kwargs):
@@ -243,7 +284,7 @@ def _vocode_sentences(original):
         model_view = _View(model, synthesize=synthesize, voice_conversion=voice_conversion, ap=ap)
         audio = {**self.tts_config.audio, "sample_rate": self.output_sample_rate}
         config_view = _View(self.tts_config, audio=audio)
-        return original(_View(self, tts_model=model_view, tts_config=config_view), *args, **kwargs)
+        return original(_View(self, tts_model=model_view, tts_config=config_view), text, *args, **kwargs)
 
     return tts
 

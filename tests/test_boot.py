@@ -95,7 +95,7 @@ def spoken(*args, **kwargs):
     return len(wav), hashlib.sha256(np.array(wav, np.float32).tobytes()).hexdigest()
 
 print(json.dumps({
-    "models": [name for name in ModelManager().list_models() if "/apnet2" not in name],
+    "models": [name for name in ModelManager().list_models() if "/apnet2" not in name and "/heart/" not in name],
     "default vocoder": spoken(GLOW),
     "named vocoder": spoken(GLOW, vocoder_name=WAVEGAN),
     "vocoder by path": spoken(**by_path, **wavegan_paths),

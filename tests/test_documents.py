@@ -63,7 +63,8 @@ def test_scripts_exist_and_take_these_arguments(document, command):
 
 def test_the_two_commands_of_the_newcomer_come_first():
     assert re.findall(r"^```sh\n(.*?)\n```", README, re.DOTALL | re.MULTILINE)[:2] == [
-        "pip install . && apnet2 vocode recipes/ljspeech/sample.flac hello.wav",
+        'pip install . && tts --text "The old man sat by the river and talked about the weather." '
+        "--model_name tts_models/en/heart/fast_pitch --vocoder_name apnet2 --out_path hello.wav",
         "pip install '.[dev]' && pytest",
     ]
 

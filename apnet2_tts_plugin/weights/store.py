@@ -2,8 +2,9 @@
 
 The user's models lie where coqui-tts keeps those it downloads: `<user data>/vocoder_models--<dataset>--<name>`, with
 `TTS_HOME` honoured; the dataset is that of the model's configuration, such as `en--ljspeech`. Models that ship with the
-plugin lie in `bundled/<name>` in this package. Under the same name, the user's model is taken. Nothing here imports
-torch or coqui-tts, which takes longer than all that is done here.
+plugin lie in `bundled/<name>` in this package, and one acoustic model with them, for speech without a download. Under
+the same name, the user's model is taken. Nothing here imports torch or coqui-tts, which takes longer than all that is
+done here.
 """
 
 import json
@@ -23,6 +24,8 @@ from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
 KIND = "vocoder_models"
 UNKNOWN = "universal/unknown"  # language and dataset of a model whose configuration does not say them
 BUNDLED = Path(__file__).parents[1] / "bundled"
+ACOUSTIC_MODEL = "tts_models/en/heart/fast_pitch"  # in `bundled/fast_pitch`
+ACOUSTIC_WEIGHTS = "model.pth"  # coqui-tts reads no safetensors
 
 DEFAULTS = {"latent_channels": 192, "speaker_channels": 0, "audio": {}}  # of `config`
 DEFAULT_AUDIO = {"sample_rate": 22050, "num_mels": 80}
@@ -34,6 +37,12 @@ def names() -> dict[str, Path]:
     bundled = {folder.name: folder for folder in _model_folders(BUNDLED, "*")}
     users = {folder.name.split("--", 3)[3]: folder for folder in _model_folders(data_folder(), f"{KIND}--*--*--*")}
     return dict(sorted({**bundled, **users}.items()))
+
+
+def acoustic_files(name: str | None) -> tuple[Path, Path] | None:
+    """Weights and configuration of the acoustic model that ships with the plugin, if `name` is its name."""
+    folder = BUNDLED / ACOUSTIC_MODEL.rpartition("/")[2]
+    return (folder / ACOUSTIC_WEIGHTS, folder / CONFIG_NAME) if name == ACOUSTIC_MODEL else None
 
 
 def full_name(folder: Path) -> str:
@@ -65,6 +74,9 @@ def model_table() -> Iterator[str]:
         except Apnet2Error as error:
             facts = f"broken: {error}"
         yield f"{name:16}  {origin:7}  {facts}"
+    weights, _ = acoustic_files(ACOUSTIC_MODEL)
+    if weights.is_file():
+        yield f"{ACOUSTIC_MODEL}, an acoustic model for --model_name: {weights.stat().st_size / 1e6:.1f} MB  {weights.parent}"
 
 
 def _input_and_rate(path: Path) -> str:

@@ -140,12 +140,13 @@ def read_styles(path: Path) -> dict[str, NDArray]:
         raise CorpusError(f"cannot read {path}: {error}") from None
 
 
-def one_thread_session(model: Path):
-    """Open an ONNX model for one thread."""
+def one_thread_session(model: Path | bytes):
+    """Open an ONNX model, of a file or in memory, for one thread."""
     onnxruntime = need("onnxruntime", "onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    model = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def need(module: str, package: str) -> ModuleType:
