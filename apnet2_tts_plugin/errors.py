@@ -25,6 +25,14 @@ class DamagedError(CheckpointError):
     """A file of weights that is not as it was written."""
 
 
+class DownloadError(Apnet2Error, RuntimeError):
+    """A file or repository elsewhere that cannot be had."""
+
+
+class MissingFileError(DownloadError):
+    """There is nothing at an address."""
+
+
 class ModelError(Apnet2Error, ValueError):
     """A model cannot be loaded, installed or removed."""
 
