@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from huggingface_hub import HfApi, errors
+from huggingface_hub.utils import logging
 
 from apnet2_tts_plugin.errors import DownloadError, MissingFileError, one_line
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, choose_weights
@@ -21,8 +22,8 @@ def fetch(address: str) -> tuple[Path, Path | None, Path | None]:
 
     Args:
         address: `hf://OWNER/REPOSITORY[@REVISION][/PATH]`, as `huggingface_hub` writes it. The path is that of the
-            weights, or of the folder they lie in: its `model.safetensors`, or else its checkpoint, as in `find_weights`,
-            or else its only official generator.
+            weights, or of the folder they lie in: its `model.safetensors`, or else its checkpoint, as in
+            `find_weights`, or else its only official generator.
 
     Returns:
         Files in the library's cache, all of one commit.
@@ -35,6 +36,8 @@ def fetch(address: str) -> tuple[Path, Path | None, Path | None]:
     if parsed is None:
         raise DownloadError(f"{address}: expected hf://OWNER/REPOSITORY, hf://OWNER/REPOSITORY/FILE or with @REVISION")
     api = HfApi(library_name="apnet2-tts-plugin")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # no words about tokens and each further try
     try:
         info = api.model_info(parsed["repo"], revision=parsed["revision"], timeout=TIMEOUT_S)
         names = [file.rfilename for file in info.siblings or ()]
@@ -50,6 +53,8 @@ def fetch(address: str) -> tuple[Path, Path | None, Path | None]:
         return file, config, readme
     except Exception as error:  # of whatever HTTP library it uses
         _explain(error, address, parsed["repo"])
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _choose(names: list[str], path: str, address: str) -> str:

@@ -57,7 +57,7 @@ def model_folder(
     """
     if "://" not in source and Path(source).is_dir():
         if config_path is not None:
-            raise ModelError(f"{source}: leave the config away, a folder has its own, or name the file of weights")
+            raise ModelError(f"{source}: leave --config away for a folder, or name the file of weights in it")
         if sha256 is not None:
             _check_sum(find_weights(source), sha256, source)
         yield Path(os.path.abspath(source))
@@ -168,7 +168,7 @@ def _convert(files: Files, folder: Path, source: str, config_path: str | os.Path
         convert.import_official(files.weights, folder, config_path=files.config)
     elif "model" in content:
         if config_path is not None:
-            raise ModelError(f"{source}: leave the config away, a checkpoint of the Trainer has its own")
+            raise ModelError(f"{source}: leave --config away, a checkpoint of the Trainer has its own")
         convert.export(files.weights, folder)
     else:
         held = ", ".join(map(str, list(content)[:5])) or "nothing"
