@@ -304,9 +304,9 @@ def test_pickle_that_would_run_code(web, apnet2, tmp_path):
 
 def test_nothing_there(web, apnet2):
     del web.files[WEIGHTS]
-    refused(apnet2("install", web.url(WEIGHTS)), f"{web.url(WEIGHTS)}: there is no such file", "404")
+    refused(apnet2("install", web.url(WEIGHTS)), f"{web.url(WEIGHTS)}: no such file there (404")
     web.statuses[WEIGHTS] = 503, ""
-    refused(apnet2("install", web.url(WEIGHTS)), "the server refuses (503 Service Unavailable); try again later")
+    refused(apnet2("install", web.url(WEIGHTS)), "the server answers 503 Service Unavailable; try another time")
 
 
 def test_no_server(apnet2, monkeypatch):

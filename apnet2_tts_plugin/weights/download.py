@@ -104,13 +104,13 @@ def _receive(session: requests.Session, url: str, part: _Part) -> None:
             return _receive(session, url, part)
         _check(response, url)
         start, length = _extent(response, url, part)
-        part.version_file.write_text(_version(response))
         name = Path(urlsplit(url).path).name
         with (
             part.file.open("ab") as file,
             tqdm(total=length, initial=start, desc=name, unit="B", unit_scale=True, disable=None, leave=False) as bar,
         ):
             file.truncate(start)
+            part.version_file.write_text(_version(response))  # only now, or it were that of other bytes
             for piece in response.iter_content(PIECE):
                 file.write(piece)
                 bar.update(len(piece))
@@ -121,9 +121,9 @@ def _receive(session: requests.Session, url: str, part: _Part) -> None:
 def _check(response: requests.Response, url: str) -> None:
     status = f"{response.status_code} {response.reason}"
     if response.status_code in MISSING:
-        raise MissingFileError(f"{url}: there is no such file for us ({status})")
+        raise MissingFileError(f"{url}: no such file there ({status})")
     if not response.ok:
-        raise DownloadError(f"{url}: the server refuses ({status}); try again later")
+        raise DownloadError(f"{url}: the server answers {status}; try another time, or another address")
     if response.headers.get("Content-Type", "").startswith("text/html"):
         raise MissingFileError(
             f"{url}: a web page, expected a file; give the address of the file itself, and for a repository of Hugging "

@@ -1,8 +1,9 @@
 """Files of a model repository of Hugging Face, by the library that caches them, resumes and shows progress."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
 
 from huggingface_hub import HfApi, errors
 from huggingface_hub.utils import logging
@@ -17,8 +18,8 @@ OFFICIAL = re.compile(r"g_\d+")  # generators of the official code
 TIMEOUT_S = 30.0
 
 
-def fetch(address: str) -> tuple[Path, Path | None, Path | None]:
-    """The weights in a repository, and the `config.json` and the `README.md` beside them if there are any.
+def fetch(address: str) -> Path:
+    """The weights in a repository, and beside them its `config.json` and `README.md` if there are any.
 
     Args:
         address: `hf://OWNER/REPOSITORY[@REVISION][/PATH]`, as `huggingface_hub` writes it. The path is that of the
@@ -26,35 +27,25 @@ def fetch(address: str) -> tuple[Path, Path | None, Path | None]:
             `find_weights`, or else its only official generator.
 
     Returns:
-        Files in the library's cache, all of one commit.
+        A file in the library's cache, with those of the same commit only.
 
     Raises:
-        MissingFileError: if there is no such repository, revision or path.
-        DownloadError: if the address makes no sense, the weights cannot be told, or the files cannot be had.
+        MissingFileError: if there is no such repository, revision or path, or no weights to choose.
+        DownloadError: if the address makes no sense, or the files cannot be had.
+        OSError: if they cannot be written.
     """
     parsed = ADDRESS.fullmatch(address)
     if parsed is None:
         raise DownloadError(f"{address}: expected hf://OWNER/REPOSITORY, hf://OWNER/REPOSITORY/FILE or with @REVISION")
-    api = HfApi(library_name="apnet2-tts-plugin")
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # no words about tokens and each further try
-    try:
-        info = api.model_info(parsed["repo"], revision=parsed["revision"], timeout=TIMEOUT_S)
+    repo, api = parsed["repo"], HfApi(library_name="apnet2-tts-plugin")
+    with _in_one_line(address, repo):
+        info = api.model_info(repo, revision=parsed["revision"], timeout=TIMEOUT_S)
         names = [file.rfilename for file in info.siblings or ()]
         weights = PurePosixPath(_choose(names, (parsed["path"] or "").strip("/"), address))
-        wanted = weights.with_name(CONFIG_NAME), weights.with_name("README.md"), weights  # the long one last
-
-        def get(path: PurePosixPath) -> Path | None:
-            if str(path) not in names:
-                return None
-            return Path(api.hf_hub_download(parsed["repo"], str(path), revision=info.sha))
-
-        config, readme, file = map(get, wanted)
-        return file, config, readme
-    except Exception as error:  # of whatever HTTP library it uses
-        _explain(error, address, parsed["repo"])
-    finally:
-        logging.set_verbosity(verbosity)
+        for path in (weights.with_name(CONFIG_NAME), weights.with_name("README.md")):
+            if str(path) in names:
+                api.hf_hub_download(repo, str(path), revision=info.sha)
+        return Path(api.hf_hub_download(repo, str(weights), revision=info.sha))
 
 
 def _choose(names: list[str], path: str, address: str) -> str:
@@ -71,18 +62,29 @@ def _choose(names: list[str], path: str, address: str) -> str:
     return str(PurePosixPath(path, chosen))
 
 
-def _explain(error: Exception, address: str, repo: str) -> NoReturn:
-    if isinstance(error, DownloadError):
-        raise error
-    if isinstance(error, errors.GatedRepoError):
+@contextmanager
+def _in_one_line(address: str, repo: str) -> Iterator[None]:
+    """Turn the library's errors into ours, and let it say nothing itself about tokens and each further try."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except DownloadError:
+        raise
+    except errors.GatedRepoError as error:
         raise DownloadError(f"{address}: ask for access at huggingface.co/{repo}, then run hf auth login") from error
-    if isinstance(error, errors.RepositoryNotFoundError):
+    except errors.RepositoryNotFoundError as error:
         reason = "no such model repository, or a private one; hf auth login opens yours"
         raise MissingFileError(f"{address}: {reason}") from error
-    if isinstance(error, errors.RevisionNotFoundError):
+    except errors.RevisionNotFoundError as error:
         raise MissingFileError(f"{address}: the repository has no such revision") from error
-    if isinstance(error, errors.OfflineModeIsEnabled):
+    except errors.OfflineModeIsEnabled as error:
         raise DownloadError(f"{address}: HF_HUB_OFFLINE is set; unset it, or give a folder or a file") from error
-    if isinstance(error, (errors.HfHubHTTPError, errors.HFValidationError)):
+    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
         raise DownloadError(f"{address}: {one_line(error)}") from error
-    raise DownloadError(f"{address}: {one_line(error)}; is this machine online?") from error
+    except Exception as error:  # of whatever HTTP library it uses
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of this machine: the disk is full
+        raise DownloadError(f"{address}: {one_line(error)}; is this machine online?") from error
+    finally:
+        logging.set_verbosity(verbosity)

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
 from apnet2_tts_plugin.errors import (
@@ -26,13 +25,8 @@ from apnet2_tts_plugin.weights.find import CONFIG_NAME, WEIGHTS_NAME, find_weigh
 
 logger = logging.getLogger(__name__)
 
-
-class Files(NamedTuple):
-    """What a model is made of."""
-
-    weights: Path
-    config: Path | None
-    readme: Path | None = None
+SAFETENSORS = Path(WEIGHTS_NAME).suffix
+PARTS = ".apnet2-downloads"  # in the data folder: what is not yet whole
 
 
 @contextmanager
@@ -42,7 +36,7 @@ def model_folder(
     """Give a folder with a model, to load or to `store.install`; what had to be fetched or made is deleted afterwards.
 
     A file, here or elsewhere, is one of: `.safetensors`, as `apnet2 export` writes it, with its `config.json`; a
-    checkpoint of the Trainer, which holds its configuration; an official generator, `g_XXXXXXXX`, with the official
+    checkpoint of the Trainer, which holds its configuration; or an official generator, `g_XXXXXXXX`, with the official
     `config.json`, or without one if the settings are those of LJSpeech. Nothing in them is executed.
 
     Args:
@@ -66,11 +60,16 @@ def model_folder(
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".apnet2-", dir=parent) as temporary:
         try:
-            files = _files(source, config_path, Path(temporary))
+            weights, config = _weights_and_config(source, config_path, Path(temporary))
             if sha256 is not None:
-                _check_sum(files.weights, sha256, source)
+                _check_sum(weights, sha256, source)
             folder = Path(temporary, "model")
-            _make(files, folder, source, config_path)
+            if weights.suffix == SAFETENSORS:
+                _link(weights, config, folder)
+            else:
+                _convert(weights, config, folder, source, config_path is not None)
+            if (readme := weights.with_name("README.md")).is_file():
+                shutil.copyfile(readme, folder / readme.name)
             yield folder
         except Apnet2Error as error:
             inside = f"{temporary}{os.sep}"
@@ -79,36 +78,39 @@ def model_folder(
             raise type(error)(f"{source}: {str(error).replace(inside, '')}") from error
 
 
-def _files(source: str, config_path: str | os.PathLike | None, temporary: Path) -> Files:
-    """The files of `source`, fetched if they are elsewhere."""
+def _weights_and_config(
+    source: str, config_path: str | os.PathLike | None, temporary: Path
+) -> tuple[Path, Path | None]:
+    """The files of a model, fetched if they are elsewhere; the configuration may be missing."""
     scheme = urlsplit(source).scheme if "://" in source else ""
     if scheme in ("http", "https"):
         return _download(source, config_path, temporary)
     if scheme == "hf":
         from apnet2_tts_plugin.weights import hub
 
-        weights, beside, readme = hub.fetch(source)
+        weights = hub.fetch(source)
     elif scheme:
         raise DownloadError(f"{source}: {scheme}:// is not supported, expected https://, http:// or hf://")
     elif Path(source).is_file():
-        weights, beside, readme = Path(os.path.abspath(source)), Path(source).with_name(CONFIG_NAME), None
+        weights = Path(os.path.abspath(source))
     else:
         raise ModelError(
             f"{source}: no such folder or file; elsewhere, a model is at https://... or hf://OWNER/REPOSITORY"
         )
-    config = _given(config_path) or (beside if beside is not None and beside.is_file() else None)
+    beside = weights.with_name(CONFIG_NAME)
+    config = _given(config_path) or (beside if beside.is_file() else None)
     _check_config(weights.name, config, source)
-    return Files(weights, config, readme)
+    return weights, config
 
 
-def _download(url: str, config_path: str | os.PathLike | None, temporary: Path) -> Files:
-    """The file at `url`, and the `config.json` beside it, unless one is given."""
+def _download(url: str, config_path: str | os.PathLike | None, temporary: Path) -> tuple[Path, Path | None]:
+    """The file at `url`, and the configuration beside it, unless one is given."""
     from apnet2_tts_plugin.weights.download import download
 
-    parts = store.data_folder() / ".apnet2-downloads"
     name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rpartition("/")[2])
     if not name.strip("."):
         raise DownloadError(f"{url}: names no file; give the address of the file of weights")
+    parts = store.data_folder() / PARTS
     config = _given(config_path)
     if config is None:
         config = temporary / CONFIG_NAME
@@ -120,7 +122,7 @@ def _download(url: str, config_path: str | os.PathLike | None, temporary: Path) 
     weights = temporary / "weights" / name
     weights.parent.mkdir()
     download(url, weights, parts)
-    return Files(weights, config)
+    return weights, config
 
 
 def _given(config_path: str | os.PathLike | None) -> Path | None:
@@ -131,7 +133,7 @@ def _given(config_path: str | os.PathLike | None) -> Path | None:
 
 def _check_config(weights_name: str, config: Path | None, source: str) -> None:
     """Refuse weights that will be of no use, before they are fetched."""
-    if not weights_name.endswith(".safetensors"):
+    if not weights_name.endswith(SAFETENSORS):
         return
     if config is None:
         raise ModelError(f"{source}: no {CONFIG_NAME} beside it; fetch the model's own and name it by --config")
@@ -148,30 +150,26 @@ def _check_sum(weights: Path, expected: str, source: str) -> None:
         raise DamagedError(f"{source}: the SHA-256 of {weights.name} is {digest.hexdigest()}, expected {expected}")
 
 
-def _make(files: Files, folder: Path, source: str, config_path: str | os.PathLike | None) -> None:
-    """Make a model folder, with links to what may stay as it is."""
-    if files.weights.suffix == ".safetensors":
-        folder.mkdir()
-        shutil.copyfile(files.config, folder / CONFIG_NAME)
-        (folder / WEIGHTS_NAME).symlink_to(files.weights)
-    else:
-        _convert(files, folder, source, config_path)
-    if files.readme is not None:
-        shutil.copyfile(files.readme, folder / files.readme.name)
+def _link(weights: Path, config: Path, folder: Path) -> None:
+    """Make a model folder of files that may stay as they are."""
+    folder.mkdir()
+    shutil.copyfile(config, folder / CONFIG_NAME)
+    (folder / WEIGHTS_NAME).symlink_to(weights)
 
 
-def _convert(files: Files, folder: Path, source: str, config_path: str | os.PathLike | None) -> None:
-    content = read_tensors(files.weights)
+def _convert(weights: Path, config: Path | None, folder: Path, source: str, config_is_given: bool) -> None:
+    """Make a model folder of a torch file."""
+    content = read_tensors(weights)
     if "generator" in content:
-        if files.config is None:
+        if config is None:
             logger.warning("%s: no %s beside it, so it gets the settings of LJSpeech", source, CONFIG_NAME)
-        convert.import_official(files.weights, folder, config_path=files.config)
+        convert.import_official(weights, folder, config_path=config)
     elif "model" in content:
-        if config_path is not None:
+        if config_is_given:
             raise ModelError(f"{source}: leave --config away, a checkpoint of the Trainer has its own")
-        convert.export(files.weights, folder)
+        convert.export(weights, folder)
     else:
         held = ", ".join(map(str, list(content)[:5])) or "nothing"
         raise CheckpointError(
-            f"{files.weights}: holds {held}; expected a checkpoint of the Trainer or an official generator (g_...)"
+            f"{weights}: holds {held}; expected a checkpoint of the Trainer or an official generator (g_...)"
         )
