@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import shutil
 import socket
@@ -454,6 +455,24 @@ def test_repository_offline(hub, apnet2, monkeypatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
-        refused(apnet2("install", "hf://owner/voice"), "Connection refused", "is this machine online?")
+        refused(apnet2("install", "hf://owner/voice"), "no connection to Hugging Face (Connection refused); is this")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     refused(apnet2("install", "hf://owner/voice"), "HF_HUB_OFFLINE is set")
+
+
+def test_library_says_nothing_itself(hub, apnet2, monkeypatch):
+    logger, said = logging.getLogger("huggingface_hub"), []
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            said.append(record)
+
+    def model_info(*_, **__):
+        logging.getLogger("huggingface_hub.utils").warning("Retrying in 1s")
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr(logger, "handlers", [Listener()])
+    level = logger.level
+    refused(apnet2("install", "hf://owner/voice"), "timed out")
+    assert said == [] and logger.level == level

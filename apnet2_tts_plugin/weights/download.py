@@ -8,13 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 from tqdm import tqdm
 
-from apnet2_tts_plugin.errors import DownloadError, MissingFileError, one_line
+from apnet2_tts_plugin.errors import DownloadError, MissingFileError, one_line, system_reason
 
 TIMEOUT_S = 30.0  # without a byte
 N_TRIES = 5
@@ -165,17 +164,7 @@ def _reason(error: requests.RequestException, url: str) -> str:
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
         return "the connection broke off"
     if isinstance(error, requests.ConnectionError):
-        return f"no connection to {urlsplit(url).hostname} ({_system_reason(error)}); is this machine online?"
-    return one_line(error)
-
-
-def _system_reason(error: BaseException) -> str:
-    """What the system says, at the end of a chain of errors of libraries."""
-    cause: Any = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
+        return f"no connection to {urlsplit(url).hostname} ({system_reason(error)}); is this machine online?"
     return one_line(error)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import HfApi, errors
 from huggingface_hub.utils import logging
 
-from apnet2_tts_plugin.errors import DownloadError, MissingFileError, one_line
+from apnet2_tts_plugin.errors import DownloadError, MissingFileError, one_line, system_reason
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, choose_weights
 
 ADDRESS = re.compile(
@@ -85,6 +85,7 @@ def _in_one_line(address: str, repo: str) -> Iterator[None]:
     except Exception as error:  # of whatever HTTP library it uses
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of this machine: the disk is full
-        raise DownloadError(f"{address}: {one_line(error)}; is this machine online?") from error
+        reason = f"no connection to Hugging Face ({system_reason(error)}); is this machine online?"
+        raise DownloadError(f"{address}: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)
