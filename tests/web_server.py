@@ -4,6 +4,7 @@ import hashlib
 import json
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,11 @@ class WebServer(ThreadingHTTPServer):
         self.most, self.stalls, self.pause, self.versions = None, False, 0.0, True
         self.closing = threading.Event()
         self.scheme = "http"
+
+    def handle_error(self, request, client_address):
+        """Say nothing of clients that hang up, which is what they are here for."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     def url(self, path: str) -> str:
         return f"{self.scheme}://127.0.0.1:{self.server_port}{path}"
