@@ -42,7 +42,8 @@ def web(tmp_path, monkeypatch):
 @pytest.fixture
 def hub(web, tmp_path, monkeypatch):
     """The server as Hugging Face, without repositories so far."""
-    constants = pytest.importorskip("huggingface_hub").constants
+    from huggingface_hub import constants
+
     monkeypatch.setattr(constants, "ENDPOINT", web.url(""))
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", web.url(""))
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -230,6 +231,13 @@ def test_whole_but_not_taken(web, tmp_path):
     assert (tmp_path / "file").read_bytes() == web.files[WEIGHTS] and files(parts) == []
 
 
+def test_another_part_than_asked_for(web, apnet2):
+    web.most, web.shift = 100_000, 1
+    refused(apnet2("install", web.url(WEIGHTS)), "the server sends another part than it was asked for")
+    web.most = None
+    assert apnet2("install", web.url(WEIGHTS))[0] == 0 and is_louder("apnet2")
+
+
 def test_stalled(web, apnet2, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUT_S", 0.2)
     monkeypatch.setattr(download, "N_TRIES", 2)
@@ -303,7 +311,7 @@ def test_weights_of_other_sizes(web, apnet2):
 
 
 def test_file_of_something_else(web, apnet2, tmp_path):
-    torch.save(tiny.official_discriminators(), tmp_path / "do")
+    torch.save(tiny.official_discriminators(tiny.config()), tmp_path / "do")
     web.files["/o/do_00000007"] = (tmp_path / "do").read_bytes()
     refused(apnet2("install", web.url("/o/do_00000007")), "holds mpd, mrd, steps, epoch; expected a checkpoint")
     torch.save({"model": {}, "config": {"model": "hifigan"}}, tmp_path / "other")

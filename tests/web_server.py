@@ -25,6 +25,7 @@ class WebServer(ThreadingHTTPServer):
         most: Bytes of a file that one answer gives at most before the connection breaks.
         stalls: Whether the connection then stays open instead, without a byte.
         pause: Seconds between pieces of 16 KiB.
+        shift: How many bytes too late the rest of a file begins that was asked for.
         versions: Whether files have an `ETag`, without which nothing is given but whole files.
         asked: The path and the first byte of each request.
     """
@@ -34,7 +35,7 @@ class WebServer(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.types, self.moved, self.statuses, self.asked = {}, {}, {}, {}, []
-        self.most, self.stalls, self.pause, self.versions = None, False, 0.0, True
+        self.most, self.stalls, self.pause, self.shift, self.versions = None, False, 0.0, 0, True
         self.closing = threading.Event()
         self.scheme = "http"
 
@@ -102,6 +103,7 @@ class Handler(BaseHTTPRequestHandler):
         etag = f'"{hashlib.sha256(body).hexdigest()}"'
         if not server.versions or self.headers.get("If-Range", etag) != etag:
             start = 0
+        start += server.shift if start else 0
         if start >= len(body):
             return self._headers(416)
         headers = {"Content-Type": server.types.get(path, "application/octet-stream"), "X-Repo-Commit": COMMIT}

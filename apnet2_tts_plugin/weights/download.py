@@ -137,7 +137,7 @@ def _extent(response: requests.Response, url: str, part: _Part) -> tuple[int, in
         return 0, int(length) if length.isdecimal() and not _is_encoded(response) else None
     extent = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
     if extent is None or int(extent[1]) != part.size():
-        part.file.unlink()
+        part.file.unlink(missing_ok=True)
         raise DownloadError(f"{url}: the server sends another part than it was asked for; try again")
     return int(extent[1]), int(extent[2])
 
