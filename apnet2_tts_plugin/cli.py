@@ -1,10 +1,12 @@
-"""The `apnet2` command: arguments in, calls out. Whatever needs torch is imported when a command runs."""
+"""The `apnet2` command: arguments in, calls out. Whatever needs torch is imported when a command runs.
+
+The commands for models are in `cli_models`.
+"""
 
 import argparse
 import io
 import logging
 import os
-import shlex
 import sys
 import tempfile
 import warnings
@@ -12,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from apnet2_tts_plugin import __version__
+from apnet2_tts_plugin import __version__, cli_models
 from apnet2_tts_plugin.errors import Apnet2Error, PairingError
 
 DESCRIPTION = """\
@@ -29,7 +31,7 @@ exit status:
   0  all done
   1  something could not be done; one line on stderr says what and why
   2  wrong arguments
-  130  interrupted with Ctrl-C; no partial file is left
+  130  interrupted with Ctrl-C; no partial output is left
 """
 
 VOCODE = """\
@@ -101,46 +103,7 @@ examples:
       --system coqui:hifigan/config.json --system wavs:others/ --out report
 """
 
-IMPORT = """\
-Turn the files of the official APNet2 (or FreeV) code into a new folder that
-coqui-tts can use: config.json and model.safetensors, and with the
-discriminators also a checkpoint to fine-tune from. Nothing in the files is
-executed, and nothing is written unless all tensors are there and fit."""
-
-IMPORT_EXAMPLE = """\
-example:
-  apnet2 import g_01000000 --discriminators do_01000000 --out imported
-"""
-
-EXPORT = """\
-Turn a checkpoint of coqui's Trainer, such as a run's best_model.pth, into a new
-model folder to use and to give away: config.json and model.safetensors, the
-generator alone, with no path of this machine in it."""
-
-EXPORT_EXAMPLE = """\
-example:
-  apnet2 export run/best_model.pth --out ljspeech --half
-"""
-
-INSTALL = """\
-Copy a model into coqui's model folder (TTS_HOME is respected), where
-`tts --vocoder_name NAME` and `apnet2 vocode --model NAME` find it. It is loaded
-once to see that it works. A user's model of that name is replaced; under the
-name of a bundled one it takes that one's place until it is removed."""
-
-INSTALL_EXAMPLE = """\
-example:
-  apnet2 install imported --name official
-  tts --text "Hello." --model_name tts_models/en/ljspeech/glow-tts \\
-      --vocoder_name official --out_path hello.wav
-"""
-
 DEVICE = "auto, cpu, cuda, cuda:1, ... (%(default)s: CUDA if it is there)"
-
-LIST = """\
-List the named models, one a line: name, origin (bundled or user), what it
-vocodes (a mel of so many bands, or the latent of a VITS of so many channels),
-sample rate, size and folder."""
 
 PAIR = """\
 Say how well an acoustic model goes with a vocoder, setting by setting. A
@@ -284,25 +247,7 @@ def _parser() -> Parser:
     )
     pair.add_argument("--strict", action="store_true", help="exit with 1 if anything is only approximate")
 
-    official = add("import", _import, "turn official checkpoints into a model folder", IMPORT, IMPORT_EXAMPLE)
-    official.add_argument("generator", metavar="GENERATOR", help="official generator file, such as g_01000000")
-    official.add_argument("--discriminators", metavar="DO", help="official discriminator file, such as do_01000000")
-    official.add_argument("--config", help="official config.json (the LJSpeech settings)")
-    official.add_argument("--out", metavar="DIR", required=True, help="folder to write to, new or empty")
-
-    export = add("export", _export, "turn a training checkpoint into a model folder", EXPORT, EXPORT_EXAMPLE)
-    export.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint of the Trainer, such as best_model.pth")
-    export.add_argument("--out", metavar="DIR", required=True, help="folder to write to, new or empty")
-    export.add_argument("--half", action="store_true", help="store float16, half the size")
-
-    install = add("install", _install, "give a model folder a name", INSTALL, INSTALL_EXAMPLE)
-    install.add_argument("folder", metavar="DIR", help="folder with config.json and the weights")
-    install.add_argument("--name", default="apnet2", help="name to install it under (%(default)s)")
-
-    add("list", _list, "list the named models", LIST)
-
-    remove = add("remove", _remove, "remove a model that was installed")
-    remove.add_argument("name", metavar="NAME", help="a name from `apnet2 list`")
+    cli_models.add_commands(add)
     return parser
 
 
@@ -446,63 +391,6 @@ def _pair(arguments: argparse.Namespace) -> int:
     print(report.summary(paired))
     if arguments.strict and planned.verdict == plan.Verdict.APPROXIMATE:
         return _fail("approximate, and --strict allows exact pairings only")
-    return 0
-
-
-def _import(arguments: argparse.Namespace) -> int:
-    from apnet2_tts_plugin.weights import convert, find
-
-    out = arguments.out
-    written = convert.import_official(arguments.generator, out, arguments.discriminators, arguments.config)
-    _say_what_next(written, out)
-    if arguments.discriminators:
-        config, checkpoint = shlex.quote(f"{out}/{find.CONFIG_NAME}"), shlex.quote(str(written[-1]))
-        command = f"python -m TTS.bin.train_vocoder --config_path {config} --restore_path {checkpoint}"
-        print(f"fine-tune:  {command} --coqpit.data_path WAVS")
-    return 0
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    from apnet2_tts_plugin.weights import convert
-
-    _say_what_next(convert.export(arguments.checkpoint, arguments.out, arguments.half), arguments.out)
-    return 0
-
-
-def _say_what_next(written: list, out: str) -> None:
-    for path in written:
-        print(f"wrote {path}")
-    folder = shlex.quote(out)
-    print(f"try it:     apnet2 vocode IN OUT.wav --model {folder}")
-    print(f"name it:    apnet2 install {folder} --name NAME")
-
-
-def _install(arguments: argparse.Namespace) -> int:
-    from apnet2_tts_plugin import loader
-    from apnet2_tts_plugin.weights import store
-
-    model = loader.load_model(os.path.abspath(arguments.folder))  # a path, even where a model has the folder's name
-    folder = store.install(arguments.folder, arguments.name)
-    print(f"installed {folder}")
-    file = "IN.wav" if model.config.input_features == "mel" else "LATENT.npy"
-    print(f"use it:  apnet2 vocode {file} OUT.wav --model {arguments.name}")
-    print(f"         tts --text TEXT --vocoder_name {arguments.name} --out_path OUT.wav")
-    return 0
-
-
-def _list(arguments: argparse.Namespace) -> int:
-    from apnet2_tts_plugin.weights import store
-
-    for row in store.model_table():
-        print(row)
-    return 0
-
-
-def _remove(arguments: argparse.Namespace) -> int:
-    from apnet2_tts_plugin.weights import store
-
-    store.remove(arguments.name)
-    print(f"removed {arguments.name}")
     return 0
 
 

@@ -25,6 +25,14 @@ class DamagedError(CheckpointError):
     """A file of weights that is not as it was written."""
 
 
+class DownloadError(Apnet2Error, RuntimeError):
+    """A file or repository elsewhere that cannot be had."""
+
+
+class MissingFileError(DownloadError):
+    """There is nothing at an address."""
+
+
 class ModelError(Apnet2Error, ValueError):
     """A model cannot be loaded, installed or removed."""
 
@@ -60,3 +68,13 @@ class DivergedError(Apnet2Error, RuntimeError):
 def one_line(error: BaseException, limit: int = 300) -> str:
     """What an error of another library says, as one line of at most `limit` characters; its type if that is nothing."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def system_reason(error: BaseException) -> str:
+    """What the operating system said, somewhere behind an error of another library; if it did not, as `one_line`."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return one_line(error)

@@ -139,7 +139,7 @@ def test_list_knows_the_defaults(model, apnet2):
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        (("install", "nowhere"), "no APNet2 model is called"),
+        (("install", "nowhere"), "nowhere: no such folder or file"),
         (("install", "MODEL", "--name", "a/b"), "'a/b' is no name"),
         (("install", "MODEL", "--name", "hifigan_v2"), "choose another name"),
         (("remove", "nothing"), "no APNet2 model is called 'nothing'; known: apnet2"),

@@ -1,6 +1,7 @@
 """The one rule for which weights of a folder are taken."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from apnet2_tts_plugin.errors import CheckpointError
@@ -29,14 +30,23 @@ def find_weights(path: str | os.PathLike, checkpoint_first: bool = False) -> Pat
         raise CheckpointError(f"{path}: no such file or folder, expected weights")
     if not path.is_dir():
         return path
-    checkpoints = sorted(file for file in path.glob("*.pth") if file.name not in TABLES)
-    best = [file for file in checkpoints if file.name == BEST_NAME] or checkpoints
-    checkpoint = best[0] if len(best) == 1 else None
-    safetensors = path / WEIGHTS_NAME if Path(path, WEIGHTS_NAME).is_file() else None
-    found = checkpoint or safetensors if checkpoint_first else safetensors or checkpoint
+    names = sorted(file.name for file in path.iterdir() if file.is_file())
+    found = choose_weights(names, checkpoint_first)
     if found is None:
-        names = ", ".join(file.name for file in checkpoints) or "none"
+        names = ", ".join(_checkpoints(names)) or "none"
         raise CheckpointError(
             f"{path}: expected {WEIGHTS_NAME}, {BEST_NAME} or one other .pth file in it, found {names}; name the file"
         )
-    return found
+    return path / found
+
+
+def choose_weights(names: Collection[str], checkpoint_first: bool = False) -> str | None:
+    """The one of the files in a folder that `find_weights` takes; None if there is none, or several to choose from."""
+    checkpoints = _checkpoints(names)
+    checkpoint = BEST_NAME if BEST_NAME in checkpoints else checkpoints[0] if len(checkpoints) == 1 else None
+    safetensors = WEIGHTS_NAME if WEIGHTS_NAME in names else None
+    return checkpoint or safetensors if checkpoint_first else safetensors or checkpoint
+
+
+def _checkpoints(names: Collection[str]) -> list[str]:
+    return [name for name in names if name.endswith(".pth") and name not in TABLES]

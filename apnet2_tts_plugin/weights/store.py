@@ -163,7 +163,7 @@ def install(folder: str | os.PathLike, name: str) -> Path:
         ModelError: if `folder` holds no APNet2 model, the name is not allowed, or coqui-tts has a model of that name.
         CheckpointError: if there are no weights in it.
     """
-    _check_name(name)
+    check_name(name)
     _check_model(folder)
     target = data_folder() / f"{KIND}/{_dataset(folder)}/{name}".replace("/", "--")
     if target.exists() and not is_model(target):
@@ -205,6 +205,18 @@ def remove(name: str) -> None:
         folder.rename(Path(temporary, "old"))  # gone at once, whatever becomes of the files
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that no model can be installed under.
+
+    Raises:
+        ModelError: if it has other characters than `install` takes, or coqui-tts has a model of that name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ModelError(f"{name!r} is no name: use letters, digits, '_', '.' and '-', with a letter or digit first")
+    if name in _stock_names():
+        raise ModelError(f"coqui-tts has a model of its own called {name}; choose another name")
+
+
 def _model_folders(parent: Path, pattern: str) -> list[Path]:
     try:
         return [folder for folder in parent.glob(pattern) if is_model(folder)]
@@ -224,13 +236,6 @@ def _settings(path: str | os.PathLike) -> dict[str, Any]:
 def _check_model(folder: str | os.PathLike) -> None:
     if not is_model(folder):
         raise ModelError(f'{folder} holds no APNet2 model: it needs a config.json that says "model": "apnet2"')
-
-
-def _check_name(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise ModelError(f"{name!r} is no name: use letters, digits, '_', '.' and '-', with a letter or digit first")
-    if name in _stock_names():
-        raise ModelError(f"coqui-tts has a model of its own called {name}; choose another name")
 
 
 def _stock_names() -> set[str]:
