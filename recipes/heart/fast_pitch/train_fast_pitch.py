@@ -232,7 +232,7 @@ def train(args: argparse.Namespace) -> Path:
     steps = args.spelling_steps + args.steps
     model = SpellingForwardTTS(config, tokenizer, durations, pronunciations, args.spelling_steps, steps)
     samples, held_out = load_tts_samples(config)
-    config.epochs = math.ceil(steps / (len(samples) / config.batch_size))
+    config.epochs = 1 + math.ceil(steps / (len(samples) / config.batch_size))  # a checkpoint comes one step late
     trainer = Trainer(
         TrainerArgs(continue_path=args.continue_path),
         config,
