@@ -69,13 +69,15 @@ def read_acoustic_config(name_or_path: str | os.PathLike):
     """The configuration of one of coqui's acoustic or voice conversion models.
 
     Args:
-        name_or_path: A `config.json`, the folder that has one, or the name of a model that coqui-tts has downloaded.
+        name_or_path: A `config.json`, the folder that has one, or the name of a model that coqui-tts has downloaded or
+            that ships with the plugin.
 
     Raises:
         ModelError: if there is none that can be read, or it is a vocoder's.
     """
     downloaded = store.data_folder() / str(name_or_path).replace("/", "--")
-    path = downloaded if downloaded.is_dir() else Path(name_or_path)
+    bundled = store.acoustic_files(str(name_or_path))
+    path = bundled[1] if bundled else downloaded if downloaded.is_dir() else Path(name_or_path)
     path = path / CONFIG_NAME if path.is_dir() else path
     if not path.is_file():
         raise ModelError(f"{name_or_path}: neither a {CONFIG_NAME} nor a model that coqui-tts has downloaded")
