@@ -16,8 +16,8 @@ Example:
     torch.Size([22050])
 
 The rooms, from what users call down to what everything rests on: `__main__`, `cli`, `_boot` (when coqui-tts is changed)
-and `_host` (what is changed in it); `finetuning`, `recipe`, `evaluation`, `vocode`, `batch`, `loader`; `pairing`;
-`model`; `training`; `weights`, `metrics`; `network`; `audio`, `config`; `files`, `errors`. Each imports from
+and `_host` (what is changed in it); `finetuning`, `recipe`, `evaluation`, `vocode`, `batch`, `export`, `loader`;
+`pairing`; `model`; `training`; `weights`, `metrics`; `network`; `audio`, `config`; `files`, `errors`. Each imports from
 those behind it only.
 """
 
