@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from apnet2_tts_plugin import __version__
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import MissingPackageError, OutputError, one_line
 from apnet2_tts_plugin.export.graph import GraphGenerator
@@ -25,6 +24,7 @@ OUTPUTS = ("waveform", "f0", "voiced")  # of models without a pitch, the first
 SETTINGS = "apnet2.json"  # what the settings are called in a .pt2 file
 LARGEST_ERROR = 1e-4  # of the peak
 MIN_FRAMES = 3  # torch.export takes a size of one, T - 1 of two frames, for a case of its own
+SIZES = [{0: Dim("batch", min=1, max=2**16), 2: Dim("frames", min=MIN_FRAMES, max=2**24)}]
 EXAMPLE = 2, 16  # batch and frames of the input that the graph is made with,
 CHECKED = (1, 120), (3, MIN_FRAMES)  # and of those that it is checked with
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -89,16 +89,14 @@ def settings_of(config: Apnet2Config) -> dict[str, str]:
     names = ("sample_rate", "fft_size", "hop_length", "win_length", "num_mels", "mel_fmin")
     settings = {name: str(audio[name]) for name in names}
     settings["mel_fmax"] = str(audio.sample_rate / 2 if audio.mel_fmax is None else audio.mel_fmax)
-    return settings | {"input_features": config.input_features, "apnet2_tts_plugin": __version__}
+    return settings | {"input_features": config.input_features}
 
 
 def _write_onnx(model: Apnet2, path: Path) -> None:
-    name = model.config.input_features
     exported = _program(model)
     n_outputs = len(exported.graph_signature.user_outputs)
-    program = torch.onnx.export(
-        exported, dynamo=True, input_names=[name], output_names=OUTPUTS[:n_outputs], verbose=False
-    )
+    names = dict(input_names=[model.config.input_features], output_names=OUTPUTS[:n_outputs], dynamic_shapes=SIZES)
+    program = torch.onnx.export(exported, dynamo=True, verbose=False, **names)
     program.model.metadata_props.update(settings_of(model.config))
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # where in this machine's files it comes from
@@ -113,11 +111,9 @@ def _write_program(model: Apnet2, path: Path) -> None:
 
 def _program(model: Apnet2) -> ExportedProgram:
     """The graph of any batch and length."""
-    sizes = {0: Dim("batch", min=1, max=2**16), 2: Dim("frames", min=MIN_FRAMES, max=2**24)}
+    graph, example = GraphGenerator(model.generator), (_input(model, *EXAMPLE),)
     with torch.no_grad():
-        program = torch.export.export(
-            GraphGenerator(model.generator), (_input(model, *EXAMPLE),), dynamic_shapes=[sizes]
-        )
+        program = torch.export.export(graph, example, dynamic_shapes=SIZES)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # of this machine's files
     return program
