@@ -300,7 +300,7 @@ def _parser() -> Parser:
 
     summary = "turn a model into an ONNX graph, or a training checkpoint into a model folder"
     export = add("export", _export, summary, EXPORT, EXPORT_EXAMPLE)
-    export.usage = f"{export.prog} [-h] (MODEL OUT.onnx | MODEL OUT.pt2 | CHECKPOINT --out DIR [--half])"
+    export.usage = f"{export.prog} [-h] (MODEL OUT | CHECKPOINT --out DIR [--half])"
     export.add_argument(
         "source", metavar="MODEL", help="a name from `apnet2 list`, or a folder; for --out a checkpoint of the Trainer"
     )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import MissingPackageError, OutputError, one_line
@@ -114,8 +115,9 @@ def _program(model: Apnet2) -> ExportedProgram:
     graph, example = GraphGenerator(model.generator), (_input(model, *EXAMPLE),)
     with torch.no_grad():
         program = torch.export.export(graph, example, dynamic_shapes=SIZES)
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # of this machine's files
+    for part in program.graph_module.modules():  # what autocast is switched off for is a graph of its own
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # of this machine's files
     return program
 
 
