@@ -17,8 +17,8 @@ Example:
 
 The rooms, from what users call down to what everything rests on: `__main__`, `cli` with `cli_models`, `_boot` (when
 coqui-tts is changed) and `_host` (what is changed in it); `finetuning`, `recipe`, `evaluation`, `vocode`, `batch`,
-`loader`; `pairing`; `model`; `training`; `weights`, `metrics`; `network`; `audio`, `config`; `files`, `errors`. Each
-imports from those behind it only.
+`export`, `loader`; `pairing`; `model`; `training`; `weights`, `metrics`; `network`; `audio`, `config`; `files`,
+`errors`. Each imports from those behind it only.
 """
 
 from apnet2_tts_plugin import _boot

@@ -4,6 +4,7 @@ import argparse
 import re
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 
 IMPORT = """\
 Turn the files of the official APNet2 (or FreeV) code into a new folder that
@@ -17,12 +18,20 @@ example:
 """
 
 EXPORT = """\
-Turn a checkpoint of coqui's Trainer, such as a run's best_model.pth, into a new
-model folder to use and to give away: config.json and model.safetensors, the
-generator alone, with no path of this machine in it."""
+Turn a model into one file that runs without this package, weights inside:
+
+  OUT.onnx   an ONNX graph (onnxruntime and others)
+  OUT.pt2    a program of torch.export
+
+from the natural-log mel, or latent, to the waveform, of any length and batch.
+It is compared with the model before it takes its name. Or turn a checkpoint of
+coqui's Trainer, such as a run's best_model.pth, into a new model folder to use
+and to give away, --out: config.json and model.safetensors, the generator alone,
+with no path of this machine in it."""
 
 EXPORT_EXAMPLE = """\
-example:
+examples:
+  apnet2 export apnet2 apnet2.onnx
   apnet2 export run/best_model.pth --out ljspeech --half
 """
 
@@ -70,10 +79,15 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     official.add_argument("--config", help="official config.json (the LJSpeech settings)")
     official.add_argument("--out", metavar="DIR", required=True, help="folder to write to, new or empty")
 
-    export = add("export", _export, "turn a training checkpoint into a model folder", EXPORT, EXPORT_EXAMPLE)
-    export.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint of the Trainer, such as best_model.pth")
-    export.add_argument("--out", metavar="DIR", required=True, help="folder to write to, new or empty")
-    export.add_argument("--half", action="store_true", help="store float16, half the size")
+    summary = "turn a model into an ONNX graph, or a training checkpoint into a model folder"
+    export = add("export", _export, summary, EXPORT, EXPORT_EXAMPLE)
+    export.usage = f"{export.prog} [-h] (MODEL OUT | CHECKPOINT --out DIR [--half])"
+    export.add_argument(
+        "source", metavar="MODEL", help="a name from `apnet2 list`, or a folder; for --out a checkpoint of the Trainer"
+    )
+    export.add_argument("file", metavar="OUT", nargs="?", help="file to write, .onnx or .pt2")
+    export.add_argument("--out", metavar="DIR", help="folder to write to, new or empty")
+    export.add_argument("--half", action="store_true", help="store float16 in DIR, half the size")
 
     install = add("install", _install, "bring in a model and give it a name", INSTALL, INSTALL_EXAMPLES)
     install.add_argument("source", metavar="SOURCE", help="folder, file, https:// or hf:// address of a model")
@@ -109,9 +123,28 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    if (arguments.file is None) == (arguments.out is None):
+        arguments.command.error("expected OUT.onnx or OUT.pt2, or else --out DIR")
+    if arguments.file is not None:
+        return _export_graph(arguments)
     from apnet2_tts_plugin.weights import convert
 
-    _say_what_next(convert.export(arguments.checkpoint, arguments.out, arguments.half), arguments.out)
+    _say_what_next(convert.export(arguments.source, arguments.out, arguments.half), arguments.out)
+    return 0
+
+
+def _export_graph(arguments: argparse.Namespace) -> int:
+    path = Path(arguments.file)
+    if arguments.half:
+        arguments.command.error("--half: leave it out, the weights in a graph are float32")
+    if path.suffix not in (".onnx", ".pt2"):
+        arguments.command.error(f"{path}: expected a name that ends in .onnx or .pt2; a folder is given by --out DIR")
+    from apnet2_tts_plugin import loader
+    from apnet2_tts_plugin.export import write
+
+    write.require_packages(path)
+    error = write.write_graph(loader.load_model(arguments.source), path)
+    print(f"wrote {path}: {path.stat().st_size / 1e6:.1f} MB, {error:.1e} of the peak from the model")
     return 0
 
 

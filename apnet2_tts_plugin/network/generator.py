@@ -4,7 +4,7 @@ APNet2 (arXiv 2311.11545), section 2; the pseudo-inverse start of the amplitude 
 names are those of the official checkpoints after `weights.official.NAMES`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.network.consistency import FastGriffinLim
 from apnet2_tts_plugin.network.convnext import Backbone, ConvNeXtBlock, look_aheads, masked, output_conv
-from apnet2_tts_plugin.network.harmonics import harmonic_phase, integrate, noise_phase
+from apnet2_tts_plugin.network.harmonics import NoisePhase, harmonic_phase, integrate
 from apnet2_tts_plugin.network.pitch import Pitch, PitchPredictor
 from apnet2_tts_plugin.network.spectra import AMPLITUDE_FLOOR, ISTFT, Float32Buffers, mel_basis
 
@@ -167,7 +167,6 @@ class Generator(nn.Module):
         audio = config.audio
         n_bins = audio.fft_size // 2 + 1
         self.hop_length, self.sample_rate, self.n_bins = audio.hop_length, audio.sample_rate, n_bins
-        self.noise_seed = config.noise_seed
         if config.amplitude_start == "pseudo_inverse":
             basis = mel_basis(audio.sample_rate, audio.fft_size, audio.num_mels, audio.mel_fmin, audio.mel_fmax)
             self.amplitude = AmplitudeRefiner(basis, config.amplitude)
@@ -177,6 +176,7 @@ class Generator(nn.Module):
         if config.phase_start == "pitch":
             self.pitch = PitchPredictor(config.n_inputs, config.pitch, config.f0_min, config.f0_max)
             self.phase = HarmonicPhasePredictor(config.n_inputs, audio, config.phase, config.f0_min)
+            self.noise = NoisePhase(n_bins, config.noise_seed)
         else:
             self.phase = PhasePredictor(config.n_inputs, n_bins, config.phase)
         self.istft = ISTFT(audio.fft_size, audio.hop_length, audio.win_length)
@@ -203,7 +203,7 @@ class Generator(nn.Module):
             waveform = self.istft(self.griffin_lim(spectrum))
             return Prediction(log_amplitude, phase, spectrum, waveform, *logits)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # under inference mode a view of a parameter cannot be compiled
     def inference(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Waveform of a mel, the same as `forward` gives but without the angles that only training needs.
 
@@ -233,9 +233,16 @@ class Generator(nn.Module):
             waveform = waveform.masked_fill(samples >= (lengths[:, None] - 1) * self.hop_length, 0.0)
         return waveform
 
-    def noise(self) -> torch.Generator:
-        """What draws the phases of noise, from the beginning of `noise_seed`."""
-        return torch.Generator().manual_seed(self.noise_seed)
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile `inference` as well as `forward`, with the arguments of `torch.compile`."""
+        super().compile(*args, **kwargs)
+        self.inference = torch.compile(self.inference, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies are not compiled, as torch has it for `forward`: they would run the original's weights."""
+        state = super().__getstate__()
+        state.pop("inference", None)
+        return state
 
     def _phase(
         self, mel: Tensor, mask: Tensor | None, pitch: Pitch | None = None, phi: Tensor | None = None
@@ -248,8 +255,7 @@ class Generator(nn.Module):
             pitch = self.pitch.decode(logits, voicing)
         if phi is None:
             phi = integrate(pitch.f0, self.hop_length, self.sample_rate).float()
-        noise = noise_phase(self.n_bins, mel.shape[2], None if self.training else self.noise(), mel.device)
-        return *self.phase(mel, pitch, phi, noise, mask), logits, voicing
+        return *self.phase(mel, pitch, phi, self.noise(mel.shape[2]), mask), logits, voicing
 
 
 def spectrum_of(log_amplitude: Tensor, real: Tensor, imag: Tensor) -> Tensor:

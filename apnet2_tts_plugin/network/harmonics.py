@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apnet2_tts_plugin.network.spectra import Float32Buffers
+
+NOISE_PERIOD = 1024  # frames
+
 
 def integrate(f0: Tensor, hop_length: int, sample_rate: int, start: Tensor | None = None) -> Tensor:
     """The fundamental's phase Phi from its frequency by the trapezoidal rule.
@@ -29,7 +33,7 @@ def integrate(f0: Tensor, hop_length: int, sample_rate: int, start: Tensor | Non
     Returns:
         Phi in [0, 2 pi), (B, T) in float64.
     """
-    cycles = f0.double() * (hop_length / sample_rate)
+    cycles = f0.double() * hop_length / sample_rate  # by numbers that float32 has too, to which exporters round them
     steps = F.pad((cycles[:, 1:] + cycles[:, :-1]) / 2, (1, 0))
     if start is not None:
         steps[:, 0] = start.double() / (2 * math.pi)
@@ -77,10 +81,28 @@ def harmonic_phase(f0: Tensor, phi: Tensor, n_fft: int, sample_rate: int) -> Ten
     return harmonics * phi[:, None] - math.pi * bins.remainder(2.0)
 
 
-def noise_phase(n_bins: int, n_frames: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Random phases in [0, 2 pi), (1, n_bins, T), drawn frame by frame: fewer frames of a seed are the first of more.
+class NoisePhase(Float32Buffers):
+    """Random phases in [0, 2 pi): in use those of `NOISE_PERIOD` frames, over and over; in training new ones each time.
 
-    They are drawn on the processor, so that every device gets the same; without a generator from torch's own.
+    So every frame has the same on every device, in a piece of a mel, in compiled code and in an exported graph.
+
+    Args:
+        n_bins: Number of bins.
+        seed: Of the phases in use.
     """
-    noise = torch.rand(n_frames, n_bins, generator=generator)
-    return noise.t()[None].to(device) * (2 * math.pi)
+
+    def __init__(self, n_bins: int, seed: int):
+        super().__init__()
+        self.register_buffer("phases", _draw(NOISE_PERIOD, n_bins, torch.Generator().manual_seed(seed)), False)
+
+    def forward(self, n_frames: int, first: int = 0) -> Tensor:
+        """Those of the frames from `first` on, (1, n_bins, n_frames)."""
+        if self.training:
+            phases = _draw(n_frames, self.phases.shape[1]).to(self.phases.device)
+        else:
+            phases = self.phases[torch.arange(first, first + n_frames, device=self.phases.device) % NOISE_PERIOD]
+        return phases.t()[None]
+
+
+def _draw(n_frames: int, n_bins: int, generator: torch.Generator | None = None) -> Tensor:
+    return torch.rand(n_frames, n_bins, generator=generator) * (2 * math.pi)

@@ -12,6 +12,7 @@ from apnet2_tts_plugin.network.convnext import Backbone, RowConv, output_conv
 CENTS_PER_BIN = 20.0
 BLUR_CENTS = 25.0  # standard deviation of the label around the true frequency (CREPE, arXiv 1802.06182, section 2)
 REACH = 4  # bins on either side of the peak that count
+F0_STEP = 1 / 64  # of the grid of frequencies, in Hz
 
 
 class Pitch(NamedTuple):
@@ -50,18 +51,18 @@ class PitchPredictor(nn.Module):
         return outputs[:, :-1], outputs[:, -1]
 
     def decode(self, logits: Tensor, voicing: Tensor) -> Pitch:
-        """The mean of the bins around the most probable one, weighted by their probabilities, on a grid of 1/64 Hz.
+        """The mean of the bins around the most probable one, weighted by their probabilities, on a grid of `F0_STEP`.
 
         The phase integrates f0, and a harmonic of number h is h times as sensitive: on a grid, what one run rounds
         otherwise than another, alone, in a batch or in pieces, does not add up.
         """
-        bins = torch.arange(self.n_bins, device=logits.device)
-        logits = logits.transpose(1, 2).contiguous()  # each frame as a row, which rounds alike among few and many
-        near = (bins - logits.argmax(2, keepdim=True)).abs() <= REACH
-        weights = logits.masked_fill(~near, float("-inf")).softmax(2)
-        octaves = (weights * bins).sum(2) * (CENTS_PER_BIN / 1200)
-        f0 = self.f0_min * torch.exp2(octaves.double())  # in float32 the last ones of a tensor round otherwise
-        return Pitch(((f0 * 64).round() / 64).float(), (voicing > 0).float())
+        near = logits.argmax(1, keepdim=True) + torch.arange(-REACH, REACH + 1, device=logits.device)[:, None]
+        bins = near.clamp(0, self.n_bins - 1)
+        # in float64 what is left to round otherwise is the logits
+        weights = logits.gather(1, bins).double().masked_fill(near != bins, float("-inf")).softmax(1)
+        octaves = (weights * bins).sum(1) / (1200 / CENTS_PER_BIN)
+        f0 = self.f0_min * torch.exp2(octaves)
+        return Pitch(((f0 / F0_STEP).round() * F0_STEP).float(), (voicing > 0).float())
 
 
 def bin_labels(f0: Tensor, f0_min: float, n_bins: int) -> Tensor:

@@ -123,14 +123,19 @@ class ISTFT(Float32Buffers):
         self.register_buffer("window", window, persistent=False)
 
     def forward(self, spectrum: Tensor, mask: Tensor | None = None) -> Tensor:
-        frames = torch.fft.irfft(spectrum.transpose(1, 2), n=self.n_fft) * self.window
-        squared_window = self.window.square().expand(1, spectrum.shape[2], -1)
+        return self.add_up(torch.fft.irfft(spectrum.transpose(1, 2), n=self.n_fft), mask)
+
+    def add_up(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The waveform of frames (B, T, n_fft) that are still to be windowed."""
+        n_frames = frames.shape[1]
+        frames = frames * self.window
+        squared_window = self.window.square().expand(1, n_frames, -1)
         if mask is not None:
             padded = mask == 0
             frames = frames.masked_fill(padded, 0.0)
             squared_window = squared_window.expand(len(frames), -1, -1).masked_fill(padded, 0.0)
         start = self.n_fft // 2
-        end = start + (spectrum.shape[2] - 1) * self.hop_length
+        end = start + (n_frames - 1) * self.hop_length
         waveform = self._overlap_add(frames)[:, start:end]
         envelope = self._overlap_add(squared_window)[:, start:end]
         return waveform / envelope.clamp(min=1e-8)  # 0 / 1e-8 where no frame is left

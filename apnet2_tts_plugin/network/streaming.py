@@ -12,7 +12,7 @@ from torch import Tensor
 
 from apnet2_tts_plugin.network.convnext import Backbone, ConvNeXtBlock, FrameConv, GlobalResponseNorm
 from apnet2_tts_plugin.network.generator import AmplitudeRefiner, Generator, spectrum_of
-from apnet2_tts_plugin.network.harmonics import integrate, noise_phase
+from apnet2_tts_plugin.network.harmonics import integrate
 from apnet2_tts_plugin.network.pitch import Pitch
 
 # Of a matrix product. Fewer of them the libraries compute in another order; and a frequency rounded to the other side,
@@ -131,7 +131,7 @@ class PitchPhaseStream:
         self.pitch = BackboneStream(generator.pitch.backbone, generator.pitch.output_conv)
         self.phase = BackboneStream(generator.phase.backbone, generator.phase.output_conv)
         self.mel_and_logits, self.parts_and_start = Frames(2), Frames(5)
-        self.noise = generator.noise()
+        self.n_frames = 0  # that have their noise
         self.f0: Tensor | None = None  # of the last frame, (B, 1), and its phase (B,)
         self.phi: Tensor | None = None
 
@@ -140,7 +140,8 @@ class PitchPhaseStream:
         mel, logits = self.mel_and_logits.push(mel, *self.pitch.push(mel, last))
         pitch = generator.pitch.decode(*generator.pitch.split(logits.transpose(1, 2)))
         given = generator.phase.with_pitch(mel.transpose(1, 2), pitch).transpose(1, 2)
-        noise = noise_phase(generator.n_bins, mel.shape[1], self.noise, mel.device).transpose(1, 2)
+        noise = generator.noise(mel.shape[1], self.n_frames).transpose(1, 2)
+        self.n_frames += mel.shape[1]
         start = pitch.f0[..., None], pitch.voiced[..., None], self._integrate(pitch.f0)[..., None], noise
         parts, f0, voiced, phi, noise = self.parts_and_start.push(*self.phase.push(given, last), *start)
         pitch = Pitch(f0[..., 0], voiced[..., 0])
