@@ -264,10 +264,11 @@ def _vocode_sentences(original):
     def tts(self, text="", *args, **kwargs):
         if not _has_apnet2(self) or self.tts_model is None:
             return original(self, text, *args, **kwargs)
-        if not text.strip() and not kwargs.get("source_wav"):
+        if not any(map(str.isalnum, text)) and not kwargs.get("source_wav"):
             from apnet2_tts_plugin.errors import DataError
 
             raise DataError(f"the text is {text!r}, expected words to speak")
+        text = _ended(self, text)
         model = _pairing(self, "tts_model").acoustic_model(self.tts_model, self.vocoder_model)
 
         def synthesize(*args, **kwargs):
@@ -287,6 +288,16 @@ def _vocode_sentences(original):
         return original(_View(self, tts_model=model_view, tts_config=config_view), text, *args, **kwargs)
 
     return tts
+
+
+def _ended(synthesizer, text: str) -> str:
+    """The text, for the bundled acoustic model with a full stop if nothing ends it: all it learned from had an end, and
+    coqui's convolutions fail on what lasts less than 17 frames."""
+    from apnet2_tts_plugin.weights import store
+
+    weights, _ = store.acoustic_files(store.ACOUSTIC_MODEL)
+    is_bundled = str(synthesizer.tts_checkpoint) == str(weights)
+    return f"{text.rstrip()}." if is_bundled and text and text.rstrip()[-1] not in ".!?" else text
 
 
 def _convert_voice(original):

@@ -77,17 +77,17 @@ def test_mels_are_the_vocoders_own(api):
         ("a", 0.05, 1.5),
         ("Wait... what?! (Really) -- \"no\"; yes: 'so'.", 1.5, 6.0),
         ("On March 3rd, 1984, Dr. Smith paid $12.50 at 3:30 pm for 27 BBC tapes.", 5.0, 14.0),
-        ("\N{GRINNING FACE}", 0.0, 1.0),
+        ("Fine \N{GRINNING FACE}", 0.2, 2.0),
         ("Überraschung für Señor Ångström", 1.0, 5.0),
     ],
 )
 def test_odd_texts(text, least, most, api):
     wav = np.array(api.tts(text))
-    assert np.isfinite(wav).all() and np.abs(wav).max() <= 1.01
+    assert np.isfinite(wav).all() and np.abs(wav).max() < 2
     assert least <= (len(wav) - SILENCE) / RATE <= most
 
 
-@pytest.mark.parametrize("text", ["", "  \n"])
+@pytest.mark.parametrize("text", ["", "  \n", "...", "\N{GRINNING FACE}"])
 def test_empty_text_is_refused(text, api):
     with pytest.raises(DataError, match="expected words to speak"):
         api.tts(text)
