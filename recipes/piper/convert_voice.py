@@ -158,9 +158,7 @@ def model_args(voice: Voice, settings: dict[str, Any]) -> VitsArgs:
             dilation_rate_flow=layers["flow.flows.0.enc.in_layers.1"].dilation,
             num_layers_flow=_count(layers, "flow.flows.0.enc.in_layers.{}"),
             resblock_type_decoder=kind,
-            resblock_kernel_sizes_decoder=[
-                weights[f"{convs.format(i, 0)}.weight"].shape[2] for i in range(n_kernels)
-            ],
+            resblock_kernel_sizes_decoder=[weights[f"{convs.format(i, 0)}.weight"].shape[2] for i in range(n_kernels)],
             resblock_dilation_sizes_decoder=[
                 [layers[convs.format(i, j)].dilation for j in range(n_dilations)] for i in range(n_kernels)
             ],

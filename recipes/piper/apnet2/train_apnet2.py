@@ -1,0 +1,102 @@
+"""Distil the decoder of a VITS into a small APNet2, without recordings and without a GPU.
+
+python recipes/piper/convert_voice.py en_US-joe-medium.onnx joe
+python recipes/piper/apnet2/train_apnet2.py --vits_path joe --mixed_precision true
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from apnet2_tts_plugin import recipe
+from apnet2_tts_plugin.audio import find_audio
+from apnet2_tts_plugin.config import LOSS_WEIGHTS, Apnet2AudioConfig, Apnet2Config, PredictorConfig
+from apnet2_tts_plugin.errors import FinetuningError
+from apnet2_tts_plugin.finetuning import speech
+from apnet2_tts_plugin.pairing.vits import latent_hop
+
+HERE = Path(__file__).parent
+SENTENCES = HERE.parent.parent / "flite" / "sentences.txt"
+
+
+@dataclass
+class Args(recipe.RecipeArgs):
+    """The arguments of all recipes, and those of this one."""
+
+    vits_path: str = field(default="", metadata={"help": "Folder of the VITS: its config.json and its checkpoint."})
+    text_path: str = field(default=str(SENTENCES), metadata={"help": "What the VITS is to say, a sentence a line."})
+    data_path: str = field(default="", metadata={"help": "Folder for what it says. Defaults to one beside the recipe."})
+    batch_size: int = field(default=4, metadata={"help": "Segments of a batch. Defaults to 4."})
+    seq_len: int = field(
+        default=16_384, metadata={"help": "Samples of a segment, a multiple of the hop. Defaults to 16384."}
+    )
+    segments_per_file: int = field(
+        default=8, metadata={"help": "Segments of each sentence between two evaluations. Defaults to 8."}
+    )
+    eval_split_size: int = field(default=20, metadata={"help": "Sentences held out, the last ones. Defaults to 20."})
+    steps: int = field(default=14_000, metadata={"help": "Training steps. Defaults to 14000."})
+    lr: float = field(default=1e-3, metadata={"help": "Learning rate at the start. Defaults to 0.001."})
+    num_loader_workers: int = field(default=0, metadata={"help": "Processes that read audio. Defaults to 0."})
+
+
+def parse_args(argv: list[str] | None = None) -> Args:
+    """Read the command line."""
+    return recipe.parse_args(Args(), "Distil the decoder of a VITS into a small APNet2.", HERE, HERE / "speech", argv)
+
+
+def sizes() -> dict[str, PredictorConfig]:
+    """Three small predictors, 1.5 million parameters together, none of which pools over the sentence."""
+    return dict(
+        amplitude=PredictorConfig(192, 384, 3, input_kernel_size=3, output_kernel_size=1, response_norm="none"),
+        phase=PredictorConfig(160, 320, 3, input_kernel_size=3, output_kernel_size=1, response_norm="none"),
+        pitch=PredictorConfig(96, 192, 2, input_kernel_size=3, output_kernel_size=1, response_norm="none"),
+    )
+
+
+def make_config(args: Args) -> Apnet2Config:
+    """The configuration of a new run, once the VITS has said all sentences."""
+    if not args.vits_path:
+        raise FinetuningError("--vits_path: none, expected the folder of a trained VITS")
+    vits = speech.load_vits(args.vits_path)
+    folder = Path(args.data_path)
+    speech.write_speech(vits, speech.read_sentences(args.text_path), folder)
+    args.data_path = str(folder / "wavs")
+    settings = recipe.run_settings(args, len(find_audio(args.data_path)))
+    settings |= dict(num_eval_loader_workers=0, print_step=100, plot_step=500, log_model_step=1000, save_step=500)
+    settings |= dict(eval_metrics=[], save_n_checkpoints=2)  # an epoch takes a minute, speech metrics as long
+    # down to nothing at the end
+    schedule = {"lr_scheduler_gen": "CosineAnnealingLR", "lr_scheduler_gen_params": {"T_max": args.steps}}
+    # which phase the latent tells is learned late; its losses would be noise to the rest
+    phase_terms = {"instantaneous_phase": 3.0, "group_delay": 5.0, "phase_time_difference": 5.0}
+    other_terms = {"real": 10.0, "imaginary": 10.0, "multi_resolution_stft": 60.0, "pitch": 10.0, "voicing": 10.0}
+    audio = vits.config.audio
+    return Apnet2Config(
+        run_name="apnet2_vits",
+        dataset="en/vits",
+        feature_path=str(folder / "latents"),
+        input_features="latent",
+        latent_channels=vits.config.model_args.hidden_channels,
+        audio=Apnet2AudioConfig(
+            sample_rate=audio.sample_rate,
+            fft_size=audio.fft_size,
+            win_length=audio.win_length,
+            hop_length=latent_hop(vits.config),
+            mel_fmax=None,
+        ),
+        phase_start="pitch",
+        consistency_iterations=1,
+        f0_path=str(folder / "f0"),
+        **sizes(),
+        seq_len=args.seq_len,
+        loss_weights=LOSS_WEIGHTS | phase_terms | other_terms,
+        steps_to_start_discriminator=10**9,
+        **settings | schedule,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Let the VITS speak, then train until the steps are done."""
+    recipe.train(parse_args(argv), make_config, "recipes/piper/README.md tells what is needed, and how to resume.")
+
+
+if __name__ == "__main__":
+    main()
