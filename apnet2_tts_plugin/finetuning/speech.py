@@ -66,7 +66,8 @@ def speak(vits: Vits, text: str) -> tuple[np.ndarray, np.ndarray]:
         FinetuningError: if the VITS knows none of the letters.
     """
     tokens = vits.tokenizer.text_to_ids(text, language=vits.config.phoneme_language)
-    if not tokens:
+    characters = vits.tokenizer.characters
+    if not set(tokens) - {characters.blank_id, characters.bos_id, characters.eos_id}:
         raise FinetuningError(f"{text!r}: the VITS knows none of these letters")
     devices = [vits.device] if vits.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
@@ -92,8 +93,13 @@ def read_sentences(path: str | os.PathLike[Any]) -> list[str]:
     return sentences
 
 
-def write_speech(vits: Vits, sentences: list[str], folder: Path, share: slice = slice(None)) -> None:
-    """Write what a VITS says: sentence i as `folder/wavs/<i>.wav` (16 bit) and `folder/latents/<i>.npy`, i from 1.
+def folders(folder: str | os.PathLike[Any]) -> tuple[Path, Path]:
+    """Where `write_speech` puts the waveforms, and where the latents."""
+    return Path(folder, "wavs"), Path(folder, "latents")
+
+
+def write_speech(vits: Vits, sentences: list[str], folder: str | os.PathLike[Any], share: slice = slice(None)) -> None:
+    """Write what a VITS says: sentence i as `wavs/<i>.wav` (16 bit) and `latents/<i>.npy` in `folder`, i from 1.
 
     Pairs that are there are not made again. A sentence that the VITS cannot say is named in the log and left out.
 
@@ -107,10 +113,11 @@ def write_speech(vits: Vits, sentences: list[str], folder: Path, share: slice = 
         FinetuningError: if the folder has speech of another VITS.
         OSError: if a file cannot be written.
     """
-    note_source(folder / "latents", _source(vits), "latents")
+    wavs, latents = folders(folder)
+    note_source(latents, _source(vits), "latents")
     numbered = list(enumerate(sentences, start=1))[share]
     for number, text in tqdm(numbered, desc="Speaking", unit="sentence", disable=None, leave=False):
-        wav, array = folder / "wavs" / f"{number:05}.wav", folder / "latents" / f"{number:05}.npy"
+        wav, array = wavs / f"{number:05}.wav", latents / f"{number:05}.npy"
         if array.is_file():  # written last: it stands for both
             continue
         try:

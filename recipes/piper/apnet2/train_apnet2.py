@@ -24,7 +24,7 @@ class Args(recipe.RecipeArgs):
 
     vits_path: str = field(default="", metadata={"help": "Folder of the VITS: its config.json and its checkpoint."})
     text_path: str = field(default=str(SENTENCES), metadata={"help": "What the VITS is to say, a sentence a line."})
-    data_path: str = field(default="", metadata={"help": "Folder for what it says. Defaults to one beside the recipe."})
+    speech_path: str = field(default=str(HERE / "speech"), metadata={"help": "Folder for what it says."})
     batch_size: int = field(default=4, metadata={"help": "Segments of a batch. Defaults to 4."})
     seq_len: int = field(
         default=16_384, metadata={"help": "Samples of a segment, a multiple of the hop. Defaults to 16384."}
@@ -57,9 +57,9 @@ def make_config(args: Args) -> Apnet2Config:
     if not args.vits_path:
         raise FinetuningError("--vits_path: none, expected the folder of a trained VITS")
     vits = speech.load_vits(args.vits_path)
-    folder = Path(args.data_path)
-    speech.write_speech(vits, speech.read_sentences(args.text_path), folder)
-    args.data_path = str(folder / "wavs")
+    speech.write_speech(vits, speech.read_sentences(args.text_path), args.speech_path)
+    wavs, latents = speech.folders(args.speech_path)
+    args.data_path = str(wavs)
     settings = recipe.run_settings(args, len(find_audio(args.data_path)))
     settings |= dict(num_eval_loader_workers=0, print_step=100, plot_step=500, log_model_step=1000, save_step=500)
     settings |= dict(eval_metrics=[], save_n_checkpoints=2)  # an epoch takes a minute, speech metrics as long
@@ -72,7 +72,7 @@ def make_config(args: Args) -> Apnet2Config:
     return Apnet2Config(
         run_name="apnet2_vits",
         dataset="en/vits",
-        feature_path=str(folder / "latents"),
+        feature_path=str(latents),
         input_features="latent",
         latent_channels=vits.config.model_args.hidden_channels,
         audio=Apnet2AudioConfig(
@@ -84,7 +84,7 @@ def make_config(args: Args) -> Apnet2Config:
         ),
         phase_start="pitch",
         consistency_iterations=1,
-        f0_path=str(folder / "f0"),
+        f0_path=str(Path(args.speech_path, "f0")),
         **sizes(),
         seq_len=args.seq_len,
         loss_weights=LOSS_WEIGHTS | phase_terms | other_terms,
