@@ -1,4 +1,4 @@
-"""Converting a Piper voice, from a graph like Piper's; distilling a decoder from what a VITS says, without recordings."""
+"""A Piper voice becomes a VITS, and a decoder learns from what a VITS says, without recordings."""
 
 import json
 from types import SimpleNamespace
