@@ -21,6 +21,8 @@ from apnet2_tts_plugin.network.spectra import AMPLITUDE_FLOOR, ISTFT, Float32Buf
 class AmplitudePredictor(nn.Module):
     """Log-amplitude spectrum from the mel (APNet2 paper, section 2.1), or from whatever has n_inputs channels.
 
+    The mel from a latent as well, whose bands take the place of the bins.
+
     Shape:
         x (B, n_inputs, T), mask (B, T, 1) or None, to natural log-amplitude (B, n_bins, T).
     """
@@ -145,7 +147,8 @@ class Prediction(NamedTuple):
 
     log_amplitude (B, n_bins, T) is natural, phase (B, n_bins, T) in [-pi, pi], spectrum (B, n_bins, T) complex, and
     waveform (B, (T - 1) * hop_length), behind the consistency iterations if there are any. pitch_logits (B, F, T) over
-    the bins of the pitch scale and voicing_logits (B, T) are there with phase_start "pitch".
+    the bins of the pitch scale and voicing_logits (B, T) are there with phase_start "pitch", and the natural-log mel
+    (B, n_mels, T) where it is predicted from a latent.
     """
 
     log_amplitude: Tensor
@@ -154,17 +157,22 @@ class Prediction(NamedTuple):
     waveform: Tensor
     pitch_logits: Tensor | None = None
     voicing_logits: Tensor | None = None
+    mel: Tensor | None = None
 
 
 class Generator(nn.Module):
     """APNet2's generator, of the sizes in `config`.
 
-    Its input, called mel here, may be a latent (B, n_inputs, T).
+    Its input, called mel here, may be a latent (B, n_inputs, T). With amplitude_start "pseudo_inverse" a mel is
+    predicted from that first; what comes behind it is a vocoder of mels, and can take the weights of one.
     """
+
+    MEAN_MEL = -5.0  # what the untrained predictor of the mel gives: about the mean of speech
 
     def __init__(self, config: Apnet2Config):
         super().__init__()
         audio = config.audio
+        n_inputs = audio.num_mels if config.predicts_mel else config.n_inputs
         n_bins = audio.fft_size // 2 + 1
         self.hop_length, self.sample_rate, self.n_bins = audio.hop_length, audio.sample_rate, n_bins
         self.noise_seed = config.noise_seed
@@ -172,18 +180,21 @@ class Generator(nn.Module):
             basis = mel_basis(audio.sample_rate, audio.fft_size, audio.num_mels, audio.mel_fmin, audio.mel_fmax)
             self.amplitude = AmplitudeRefiner(basis, config.amplitude)
         else:
-            self.amplitude = AmplitudePredictor(config.n_inputs, n_bins, config.amplitude)
+            self.amplitude = AmplitudePredictor(n_inputs, n_bins, config.amplitude)
         self.pitch = None
         if config.phase_start == "pitch":
-            self.pitch = PitchPredictor(config.n_inputs, config.pitch, config.f0_min, config.f0_max)
-            self.phase = HarmonicPhasePredictor(config.n_inputs, audio, config.phase, config.f0_min)
+            self.pitch = PitchPredictor(n_inputs, config.pitch, config.f0_min, config.f0_max)
+            self.phase = HarmonicPhasePredictor(n_inputs, audio, config.phase, config.f0_min)
         else:
-            self.phase = PhasePredictor(config.n_inputs, n_bins, config.phase)
+            self.phase = PhasePredictor(n_inputs, n_bins, config.phase)
+        self.mel = AmplitudePredictor(config.n_inputs, audio.num_mels, config.mel) if config.predicts_mel else None
         self.istft = ISTFT(audio.fft_size, audio.hop_length, audio.win_length)
         self.griffin_lim = FastGriffinLim(self.istft, audio.hop_length, config.consistency_iterations)
         self.apply(_init_weights)
         if self.pitch is not None:
             self.phase.start_as_given()
+        if self.mel is not None:
+            nn.init.constant_(self.mel.output_conv.bias, self.MEAN_MEL)
 
     def forward(self, mel: Tensor, pitch: Pitch | None = None, phi: Tensor | None = None) -> Prediction:
         """Predict spectra and waveform; for training.
@@ -193,6 +204,8 @@ class Generator(nn.Module):
             pitch: That of the recording, with phase_start "pitch"; by default the predicted one.
             phi: Phase of the recording's fundamental (B, T); by default the integral of the pitch.
         """
+        predicted_mel = None if self.mel is None else self.mel(mel)
+        mel = mel if predicted_mel is None else predicted_mel
         log_amplitude = self.amplitude(mel)
         real, imag, *logits = self._phase(mel, None, pitch, phi)
         with torch.autocast(mel.device.type, enabled=False):
@@ -201,7 +214,7 @@ class Generator(nn.Module):
             amplitude = log_amplitude.exp()
             spectrum = torch.complex(amplitude * phase.cos(), amplitude * phase.sin())
             waveform = self.istft(self.griffin_lim(spectrum))
-            return Prediction(log_amplitude, phase, spectrum, waveform, *logits)
+            return Prediction(log_amplitude, phase, spectrum, waveform, *(logits or (None, None)), predicted_mel)
 
     @torch.inference_mode()
     def inference(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -222,6 +235,8 @@ class Generator(nn.Module):
             padded = frames >= lengths[:, None]
             mel = mel.masked_fill(padded[:, None], 0.0)  # whatever was there, be it -inf
             mask = (~padded)[:, :, None].to(mel.dtype)
+        if self.mel is not None:
+            mel = masked(self.mel(mel, mask).transpose(1, 2), mask).transpose(1, 2)
         log_amplitude = self.amplitude(mel, mask)
         real, imag, *_ = self._phase(mel, mask)
         with torch.autocast(mel.device.type, enabled=False):

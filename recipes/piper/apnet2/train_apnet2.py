@@ -33,7 +33,10 @@ class Args(recipe.RecipeArgs):
         default=8, metadata={"help": "Segments of each sentence between two evaluations. Defaults to 8."}
     )
     eval_split_size: int = field(default=20, metadata={"help": "Sentences held out, the last ones. Defaults to 20."})
-    steps: int = field(default=14_000, metadata={"help": "Training steps. Defaults to 14000."})
+    steps: int = field(default=3000, metadata={"help": "Training steps. Defaults to 3000."})
+    restore_path: str = field(
+        default="apnet2-tiny", metadata={"help": "Vocoder of mels to start from. Defaults to apnet2-tiny."}
+    )
     lr: float = field(default=1e-3, metadata={"help": "Learning rate at the start. Defaults to 0.001."})
     num_loader_workers: int = field(default=0, metadata={"help": "Processes that read audio. Defaults to 0."})
 
@@ -41,15 +44,6 @@ class Args(recipe.RecipeArgs):
 def parse_args(argv: list[str] | None = None) -> Args:
     """Read the command line."""
     return recipe.parse_args(Args(), "Distil the decoder of a VITS into a small APNet2.", HERE, HERE / "speech", argv)
-
-
-def sizes() -> dict[str, PredictorConfig]:
-    """Three small predictors, 1.5 million parameters together, none of which pools over the sentence."""
-    return dict(
-        amplitude=PredictorConfig(192, 384, 3, input_kernel_size=3, output_kernel_size=1, response_norm="none"),
-        phase=PredictorConfig(160, 320, 3, input_kernel_size=3, output_kernel_size=1, response_norm="none"),
-        pitch=PredictorConfig(96, 192, 2, input_kernel_size=3, output_kernel_size=1, response_norm="none"),
-    )
 
 
 def make_config(args: Args) -> Apnet2Config:
@@ -65,11 +59,13 @@ def make_config(args: Args) -> Apnet2Config:
     settings |= dict(eval_metrics=[], save_n_checkpoints=2)  # an epoch takes a minute, speech metrics as long
     # down to nothing at the end
     schedule = {"lr_scheduler_gen": "CosineAnnealingLR", "lr_scheduler_gen_params": {"T_max": args.steps}}
-    # which phase the latent tells is learned late; its losses would be noise to the rest
+    # what the mel does not show of the phase is noise to its losses
     phase_terms = {"instantaneous_phase": 3.0, "group_delay": 5.0, "phase_time_difference": 5.0}
     other_terms = {"real": 10.0, "imaginary": 10.0, "multi_resolution_stft": 60.0, "pitch": 10.0, "voicing": 10.0}
     audio = vits.config.audio
-    return Apnet2Config(
+    return Apnet2Config.preset(
+        "tiny",  # the vocoder of mels that it starts from, behind a predictor of the mel
+        mel=PredictorConfig(128, 256, 3, input_kernel_size=5, output_kernel_size=1, response_norm="none"),
         run_name="apnet2_vits",
         dataset="en/vits",
         feature_path=str(latents),
@@ -80,12 +76,8 @@ def make_config(args: Args) -> Apnet2Config:
             fft_size=audio.fft_size,
             win_length=audio.win_length,
             hop_length=latent_hop(vits.config),
-            mel_fmax=None,
         ),
-        phase_start="pitch",
-        consistency_iterations=1,
         f0_path=str(Path(args.speech_path, "f0")),
-        **sizes(),
         seq_len=args.seq_len,
         loss_weights=LOSS_WEIGHTS | phase_terms | other_terms,
         steps_to_start_discriminator=10**9,
