@@ -211,9 +211,11 @@ def recipe(request):
 
         def make_small_config(*args) -> Apnet2Config:
             config, small = make_config(*args), tiny.config(mpd_periods=[2], mrd_resolutions=[[512, 128, 512]])
-            names = ["amplitude", "phase", "mpd_periods", "mpd_channels", "mrd_resolutions", "mrd_channels"]
-            for name in names + ["pitch"] * (config.phase_start == "pitch"):
-                config[name] = small["phase" if name == "pitch" else name]
+            names = ["mpd_periods", "mpd_channels", "mrd_resolutions", "mrd_channels"]
+            if config.phase_start == "none":  # the other one starts from a bundled vocoder
+                names += ["amplitude", "phase"]
+            for name in names:
+                config[name] = small[name]
             config.eval_metrics, config.num_eval_loader_workers = [], 0
             return config
 

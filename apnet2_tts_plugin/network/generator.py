@@ -12,16 +12,39 @@ from torch import Tensor, nn
 
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.network.consistency import FastGriffinLim
-from apnet2_tts_plugin.network.convnext import Backbone, ConvNeXtBlock, look_aheads, masked, output_conv
+from apnet2_tts_plugin.network.convnext import Backbone, ConvNeXtBlock, RowConv, look_aheads, masked, output_conv
 from apnet2_tts_plugin.network.harmonics import harmonic_phase, integrate, noise_phase
 from apnet2_tts_plugin.network.pitch import Pitch, PitchPredictor
 from apnet2_tts_plugin.network.spectra import AMPLITUDE_FLOOR, ISTFT, Float32Buffers, mel_basis
 
 
+class MelPredictor(nn.Module):
+    """Natural-log mel from the latent of a VITS.
+
+    Its first and last convolution are matrix products, as the pitch's are: a mel rounded otherwise in a stream could
+    give another pitch.
+
+    Shape:
+        x (B, n_inputs, T), mask (B, T, 1) or None, to (B, n_mels, T).
+    """
+
+    MEAN = -5.0  # what it gives untrained: about the mean of speech
+
+    def __init__(self, n_inputs: int, n_mels: int, sizes: PredictorConfig):
+        super().__init__()
+        self.backbone = Backbone(n_inputs, sizes, RowConv)
+        self.output_conv = output_conv(sizes, n_mels, RowConv)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return masked(self.output_conv(self.backbone(x, mask)).transpose(1, 2), mask).transpose(1, 2)
+
+    def start_at_mean(self) -> None:
+        """Let the untrained predictor give the mean; to be called after all weights are drawn."""
+        nn.init.constant_(self.output_conv.bias, self.MEAN)
+
+
 class AmplitudePredictor(nn.Module):
     """Log-amplitude spectrum from the mel (APNet2 paper, section 2.1), or from whatever has n_inputs channels.
-
-    The mel from a latent as well, whose bands take the place of the bins.
 
     Shape:
         x (B, n_inputs, T), mask (B, T, 1) or None, to natural log-amplitude (B, n_bins, T).
@@ -167,8 +190,6 @@ class Generator(nn.Module):
     predicted from that first; what comes behind it is a vocoder of mels, and can take the weights of one.
     """
 
-    MEAN_MEL = -5.0  # what the untrained predictor of the mel gives: about the mean of speech
-
     def __init__(self, config: Apnet2Config):
         super().__init__()
         audio = config.audio
@@ -187,14 +208,14 @@ class Generator(nn.Module):
             self.phase = HarmonicPhasePredictor(n_inputs, audio, config.phase, config.f0_min)
         else:
             self.phase = PhasePredictor(n_inputs, n_bins, config.phase)
-        self.mel = AmplitudePredictor(config.n_inputs, audio.num_mels, config.mel) if config.predicts_mel else None
+        self.mel = MelPredictor(config.n_inputs, audio.num_mels, config.mel) if config.predicts_mel else None
         self.istft = ISTFT(audio.fft_size, audio.hop_length, audio.win_length)
         self.griffin_lim = FastGriffinLim(self.istft, audio.hop_length, config.consistency_iterations)
         self.apply(_init_weights)
         if self.pitch is not None:
             self.phase.start_as_given()
         if self.mel is not None:
-            nn.init.constant_(self.mel.output_conv.bias, self.MEAN_MEL)
+            self.mel.start_at_mean()
 
     def forward(self, mel: Tensor, pitch: Pitch | None = None, phi: Tensor | None = None) -> Prediction:
         """Predict spectra and waveform; for training.
@@ -236,7 +257,7 @@ class Generator(nn.Module):
             mel = mel.masked_fill(padded[:, None], 0.0)  # whatever was there, be it -inf
             mask = (~padded)[:, :, None].to(mel.dtype)
         if self.mel is not None:
-            mel = masked(self.mel(mel, mask).transpose(1, 2), mask).transpose(1, 2)
+            mel = self.mel(mel, mask)
         log_amplitude = self.amplitude(mel, mask)
         real, imag, *_ = self._phase(mel, mask)
         with torch.autocast(mel.device.type, enabled=False):

@@ -12,6 +12,7 @@ from apnet2_tts_plugin.audio import find_audio
 from apnet2_tts_plugin.config import LOSS_WEIGHTS, Apnet2AudioConfig, Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.errors import FinetuningError
 from apnet2_tts_plugin.finetuning import speech
+from apnet2_tts_plugin.loader import load_model
 from apnet2_tts_plugin.pairing.vits import latent_hop
 
 HERE = Path(__file__).parent
@@ -77,7 +78,7 @@ def make_config(args: Args) -> Apnet2Config:
             win_length=audio.win_length,
             hop_length=latent_hop(vits.config),
         ),
-        f0_path=str(Path(args.speech_path, "f0")),
+        f0_path=str(speech.write_pitch(load_model(args.restore_path), args.speech_path)),
         seq_len=args.seq_len,
         loss_weights=LOSS_WEIGHTS | phase_terms | other_terms,
         steps_to_start_discriminator=10**9,
