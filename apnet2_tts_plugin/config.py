@@ -37,6 +37,7 @@ LOSS_WEIGHTS = {
     "multi_resolution_stft": 0.0,
     "pitch": 1.0,
     "voicing": 1.0,
+    "latent_mel": 45.0,
     "adversarial_mpd": 1.0,
     "feature_matching_mpd": 1.0,
     "adversarial_mrd": 0.1,
@@ -44,6 +45,7 @@ LOSS_WEIGHTS = {
 }
 OFFICIAL_DECAY = 0.999 ** (1 / 809)  # of the learning rates in an update; 809 are an epoch of the official training
 PITCH_TERMS = ("pitch", "voicing")  # computed with phase_start "pitch"; not in files of old
+LATENT_TERMS = ("latent_mel",)  # computed where a mel is predicted from a latent; not in files of old
 DISCRIMINATOR_LOSS_WEIGHTS = {"mpd": 1.0, "mrd": 0.1}
 ANALYSIS = ("fft_size", "win_length", "hop_length", "sample_rate", "num_mels", "mel_fmin", "mel_fmax")
 PATHS = ("data_path", "feature_path", "f0_path", "output_path")
@@ -204,7 +206,10 @@ class Apnet2Config(BaseVocoderConfig):
         phase (PredictorConfig): Sizes of the phase predictor. Defaults to `PredictorConfig()`.
         amplitude_start (str): What the amplitude predictor starts from: "mel" (APNet2), the input as it is, or
             "pseudo_inverse", the mel taken back to linear frequency and refined by blocks of width `fft_size / 2 + 1`,
-            without input and output convolutions (FreeV). Defaults to "mel".
+            without input and output convolutions (FreeV). From a latent, a mel is predicted first, and pitch and phase
+            from that too. Defaults to "mel".
+        mel (PredictorConfig): Sizes of the predictor of a mel from a latent, for amplitude_start "pseudo_inverse".
+            Defaults to `PredictorConfig()`.
         phase_start (str): What the phase predictor starts from: "none" (APNet2), or "pitch", the phase of harmonics
             that start together, with f0 and voicing read from the mel. Defaults to "none".
         pitch (PredictorConfig): Sizes of the pitch predictor, for phase_start "pitch"; its channels are the bins of
@@ -230,7 +235,7 @@ class Apnet2Config(BaseVocoderConfig):
         loss_weights (dict): Weight of each generator loss.
             Defaults to {"amplitude": 45.0, "instantaneous_phase": 100.0, "group_delay": 100.0,
             "phase_time_difference": 100.0, "stft_consistency": 20.0, "real": 45.0, "imaginary": 45.0, "mel": 45.0,
-            "multi_resolution_stft": 0.0, "pitch": 1.0, "voicing": 1.0, "adversarial_mpd": 1.0,
+            "multi_resolution_stft": 0.0, "pitch": 1.0, "voicing": 1.0, "latent_mel": 45.0, "adversarial_mpd": 1.0,
             "feature_matching_mpd": 1.0, "adversarial_mrd": 0.1, "feature_matching_mrd": 0.1}.
         discriminator_loss_weights (dict): Weight of each discriminator's loss. Defaults to {"mpd": 1.0, "mrd": 0.1}.
         seq_len (int): Samples of a training segment, a multiple of the hop. Defaults to 8192.
@@ -278,6 +283,7 @@ class Apnet2Config(BaseVocoderConfig):
     amplitude_start: str = "mel"
     phase_start: str = "none"
     pitch: PredictorConfig = field(default_factory=PredictorConfig)
+    mel: PredictorConfig = field(default_factory=PredictorConfig)
     f0_min: float = 50.0
     f0_max: float = 800.0
     consistency_iterations: int = 0
@@ -351,6 +357,11 @@ class Apnet2Config(BaseVocoderConfig):
         """Channels of the vocoder's input: bands of the mel, or those of latent and speaker embedding together."""
         return self.audio.num_mels if self.input_features == "mel" else self.latent_channels + self.speaker_channels
 
+    @property
+    def predicts_mel(self) -> bool:
+        """Whether a mel is predicted from the latent before anything else."""
+        return self.input_features == "latent" and self.amplitude_start == "pseudo_inverse"
+
     def check_values(self) -> None:
         """Refuse settings that cannot work.
 
@@ -362,6 +373,7 @@ class Apnet2Config(BaseVocoderConfig):
             ("amplitude", PredictorConfig),
             ("phase", PredictorConfig),
             ("pitch", PredictorConfig),
+            ("mel", PredictorConfig),
         ):
             # coqpit swallows the AttributeError that a None would end in
             _require(isinstance(self[name], kind), name, self[name], f"a section of settings ({kind.__name__})")
@@ -399,9 +411,7 @@ class Apnet2Config(BaseVocoderConfig):
 
     def _check_input(self) -> None:
         _require(self.input_features in INPUT_FEATURES, "input_features", self.input_features, INPUT_FEATURES)
-        inverts = self.amplitude_start == "pseudo_inverse"
-        allowed = "'mel' with input_features 'latent': there is no mel to invert"
-        _require(self.input_features == "mel" or not inverts, "amplitude_start", self.amplitude_start, allowed)
+        self.mel.check("mel")
         _require(self.latent_channels >= 1, "latent_channels", self.latent_channels, "at least 1")
         _require(self.speaker_channels >= 0, "speaker_channels", self.speaker_channels, "0 or more")
 
@@ -462,6 +472,8 @@ class Apnet2Config(BaseVocoderConfig):
         if self.amplitude_start == "pseudo_inverse":
             for name in ("input_kernel_size", "output_kernel_size"):
                 unused.append((f"amplitude.{name}", self.amplitude[name], getattr(PredictorConfig, name)))
+        if not self.predicts_mel:
+            unused.append(("mel", self.mel, PredictorConfig()))
         if self.phase_start == "none":
             unused.append(("pitch", self.pitch, PredictorConfig()))
             unused += [(name, self[name], getattr(Apnet2Config, name)) for name in ("f0_min", "f0_max", "f0_path")]
@@ -474,6 +486,8 @@ class Apnet2Config(BaseVocoderConfig):
         left_out = ["adversarial", "feature_matching"]
         if self.phase_start != "pitch":
             left_out += PITCH_TERMS
+        if not self.predicts_mel:
+            left_out += LATENT_TERMS
         if not self.loss_weights["multi_resolution_stft"]:
             left_out.append("multi_resolution_stft")
         return [term for term in self.loss_weights if not term.startswith(tuple(left_out))]
@@ -510,10 +524,11 @@ class Apnet2Config(BaseVocoderConfig):
         if "input" in data:  # the name of `input_features` in files of old
             data = {"input_features": data["input"], **data}
         _warn_of_unknown("", data, self, {"input", *WRITTEN_BY_TRAINER})
-        for name in ("audio", "amplitude", "phase", "pitch"):
+        for name in ("audio", "amplitude", "phase", "pitch", "mel"):
             _warn_of_unknown(f"{name}.", data.get(name), self[name])
         if isinstance(data.get("loss_weights"), dict):
-            data = {**data, "loss_weights": {name: LOSS_WEIGHTS[name] for name in PITCH_TERMS} | data["loss_weights"]}
+            added = {name: LOSS_WEIGHTS[name] for name in PITCH_TERMS + LATENT_TERMS}
+            data = {**data, "loss_weights": added | data["loss_weights"]}
         super().deserialize(data)
         self.check_values()
         return self

@@ -28,6 +28,8 @@ class GraphGenerator(nn.Module):
         self.spectra = RealSpectra(generator.istft)
 
     def forward(self, mel: Tensor) -> tuple[Tensor, ...]:
+        if self.generator.mel is not None:
+            mel = self.generator.mel(mel)
         amplitude = self.generator.amplitude(mel).exp()
         real, imag, *pitch = self._phase(mel)
         real, imag = _with_amplitude(amplitude, real, imag)

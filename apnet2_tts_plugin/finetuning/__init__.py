@@ -2,5 +2,5 @@
 
 Read `source` (what may be mixed), then for acoustic models `teacher_forcing` (their mels, aligned with
 recordings), `extraction` (a corpus of them) and `recipe` (what the recipes `recipes/ljspeech/apnet2_*` do), and for a
-VITS `latents`.
+VITS `latents` (of recordings) or `speech` (of what it says itself).
 """

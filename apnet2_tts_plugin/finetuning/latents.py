@@ -24,7 +24,7 @@ from apnet2_tts_plugin.pairing.vits import latent_hop, speaker_channels, vocoder
 from apnet2_tts_plugin.training.corpus import AudioFile
 from apnet2_tts_plugin.training.features import skip_unusable, write_features
 from apnet2_tts_plugin.weights.checkpoints import read_tensors
-from apnet2_tts_plugin.weights.find import find_weights
+from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
 
 
 @torch.inference_mode()
@@ -144,7 +144,11 @@ def load_encoder(path: str | os.PathLike[Any]) -> Vits:
         CheckpointError: if there is no checkpoint, or it cannot be read.
     """
     checkpoint = find_weights(path, checkpoint_first=True)
-    config = _read_config(checkpoint.with_name("config.json"))
+    config = read_vits_config(checkpoint.with_name(CONFIG_NAME))
+    config.use_phonemes = False
+    args = config.model_args
+    args.init_discriminator = args.use_language_embedding = args.use_speaker_encoder_as_loss = False
+    args.speaker_encoder_model_path = ""
     state = read_tensors(checkpoint).get("model")
     if not isinstance(state, dict):
         raise FinetuningError(f"{checkpoint}: no 'model' in it, expected a checkpoint of coqui's Trainer")
@@ -158,7 +162,12 @@ def load_encoder(path: str | os.PathLike[Any]) -> Vits:
     return vits
 
 
-def _read_config(path: Path) -> VitsConfig:
+def read_vits_config(path: Path) -> VitsConfig:
+    """The configuration of a VITS of one speaker.
+
+    Raises:
+        FinetuningError: if it is none.
+    """
     try:
         config = load_config(path)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -170,8 +179,4 @@ def _read_config(path: Path) -> VitsConfig:
             f"{path}: a VITS of several speakers, expected one: who speaks in which file is not known here; "
             "`finetuning.latents.encode` takes a speaker"
         )
-    config.use_phonemes = False
-    args = config.model_args
-    args.init_discriminator = args.use_language_embedding = args.use_speaker_encoder_as_loss = False
-    args.speaker_encoder_model_path = ""
     return config

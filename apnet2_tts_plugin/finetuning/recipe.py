@@ -28,6 +28,7 @@ INHERITED = (  # of the vocoder to start from: sizes, analysis and losses
     "amplitude_start",
     "phase_start",
     "pitch",
+    "mel",
     "f0_min",
     "f0_max",
     "consistency_iterations",

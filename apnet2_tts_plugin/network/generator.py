@@ -12,10 +12,35 @@ from torch import Tensor, nn
 
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.network.consistency import FastGriffinLim
-from apnet2_tts_plugin.network.convnext import Backbone, ConvNeXtBlock, look_aheads, masked, output_conv
+from apnet2_tts_plugin.network.convnext import Backbone, ConvNeXtBlock, RowConv, look_aheads, masked, output_conv
 from apnet2_tts_plugin.network.harmonics import NoisePhase, harmonic_phase, integrate
 from apnet2_tts_plugin.network.pitch import Pitch, PitchPredictor
 from apnet2_tts_plugin.network.spectra import AMPLITUDE_FLOOR, ISTFT, Float32Buffers, mel_basis
+
+
+class MelPredictor(nn.Module):
+    """Natural-log mel from the latent of a VITS.
+
+    Its first and last convolution are matrix products, as the pitch's are: a mel rounded otherwise in a stream could
+    give another pitch.
+
+    Shape:
+        x (B, n_inputs, T), mask (B, T, 1) or None, to (B, n_mels, T).
+    """
+
+    MEAN = -5.0  # what it gives untrained: about the mean of speech
+
+    def __init__(self, n_inputs: int, n_mels: int, sizes: PredictorConfig):
+        super().__init__()
+        self.backbone = Backbone(n_inputs, sizes, RowConv)
+        self.output_conv = output_conv(sizes, n_mels, RowConv)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return masked(self.output_conv(self.backbone(x, mask)).transpose(1, 2), mask).transpose(1, 2)
+
+    def start_at_mean(self) -> None:
+        """Let the untrained predictor give the mean; to be called after all weights are drawn."""
+        nn.init.constant_(self.output_conv.bias, self.MEAN)
 
 
 class AmplitudePredictor(nn.Module):
@@ -145,7 +170,8 @@ class Prediction(NamedTuple):
 
     log_amplitude (B, n_bins, T) is natural, phase (B, n_bins, T) in [-pi, pi], spectrum (B, n_bins, T) complex, and
     waveform (B, (T - 1) * hop_length), behind the consistency iterations if there are any. pitch_logits (B, F, T) over
-    the bins of the pitch scale and voicing_logits (B, T) are there with phase_start "pitch".
+    the bins of the pitch scale and voicing_logits (B, T) are there with phase_start "pitch", and the natural-log mel
+    (B, n_mels, T) where it is predicted from a latent.
     """
 
     log_amplitude: Tensor
@@ -154,36 +180,42 @@ class Prediction(NamedTuple):
     waveform: Tensor
     pitch_logits: Tensor | None = None
     voicing_logits: Tensor | None = None
+    mel: Tensor | None = None
 
 
 class Generator(nn.Module):
     """APNet2's generator, of the sizes in `config`.
 
-    Its input, called mel here, may be a latent (B, n_inputs, T).
+    Its input, called mel here, may be a latent (B, n_inputs, T). With amplitude_start "pseudo_inverse" a mel is
+    predicted from that first; what comes behind it is a vocoder of mels, and can take the weights of one.
     """
 
     def __init__(self, config: Apnet2Config):
         super().__init__()
         audio = config.audio
+        n_inputs = audio.num_mels if config.predicts_mel else config.n_inputs
         n_bins = audio.fft_size // 2 + 1
         self.hop_length, self.sample_rate, self.n_bins = audio.hop_length, audio.sample_rate, n_bins
         if config.amplitude_start == "pseudo_inverse":
             basis = mel_basis(audio.sample_rate, audio.fft_size, audio.num_mels, audio.mel_fmin, audio.mel_fmax)
             self.amplitude = AmplitudeRefiner(basis, config.amplitude)
         else:
-            self.amplitude = AmplitudePredictor(config.n_inputs, n_bins, config.amplitude)
+            self.amplitude = AmplitudePredictor(n_inputs, n_bins, config.amplitude)
         self.pitch = None
         if config.phase_start == "pitch":
-            self.pitch = PitchPredictor(config.n_inputs, config.pitch, config.f0_min, config.f0_max)
-            self.phase = HarmonicPhasePredictor(config.n_inputs, audio, config.phase, config.f0_min)
+            self.pitch = PitchPredictor(n_inputs, config.pitch, config.f0_min, config.f0_max)
+            self.phase = HarmonicPhasePredictor(n_inputs, audio, config.phase, config.f0_min)
             self.noise = NoisePhase(n_bins, config.noise_seed)
         else:
-            self.phase = PhasePredictor(config.n_inputs, n_bins, config.phase)
+            self.phase = PhasePredictor(n_inputs, n_bins, config.phase)
+        self.mel = MelPredictor(config.n_inputs, audio.num_mels, config.mel) if config.predicts_mel else None
         self.istft = ISTFT(audio.fft_size, audio.hop_length, audio.win_length)
         self.griffin_lim = FastGriffinLim(self.istft, audio.hop_length, config.consistency_iterations)
         self.apply(_init_weights)
         if self.pitch is not None:
             self.phase.start_as_given()
+        if self.mel is not None:
+            self.mel.start_at_mean()
 
     def forward(self, mel: Tensor, pitch: Pitch | None = None, phi: Tensor | None = None) -> Prediction:
         """Predict spectra and waveform; for training.
@@ -193,6 +225,8 @@ class Generator(nn.Module):
             pitch: That of the recording, with phase_start "pitch"; by default the predicted one.
             phi: Phase of the recording's fundamental (B, T); by default the integral of the pitch.
         """
+        predicted_mel = None if self.mel is None else self.mel(mel)
+        mel = mel if predicted_mel is None else predicted_mel
         log_amplitude = self.amplitude(mel)
         real, imag, *logits = self._phase(mel, None, pitch, phi)
         with torch.autocast(mel.device.type, enabled=False):
@@ -201,7 +235,7 @@ class Generator(nn.Module):
             amplitude = log_amplitude.exp()
             spectrum = torch.complex(amplitude * phase.cos(), amplitude * phase.sin())
             waveform = self.istft(self.griffin_lim(spectrum))
-            return Prediction(log_amplitude, phase, spectrum, waveform, *logits)
+            return Prediction(log_amplitude, phase, spectrum, waveform, *(logits or (None, None)), predicted_mel)
 
     @torch.no_grad()  # under inference mode a view of a parameter cannot be compiled
     def inference(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -222,6 +256,8 @@ class Generator(nn.Module):
             padded = frames >= lengths[:, None]
             mel = mel.masked_fill(padded[:, None], 0.0)  # whatever was there, be it -inf
             mask = (~padded)[:, :, None].to(mel.dtype)
+        if self.mel is not None:
+            mel = self.mel(mel, mask)
         log_amplitude = self.amplitude(mel, mask)
         real, imag, *_ = self._phase(mel, mask)
         with torch.autocast(mel.device.type, enabled=False):

@@ -208,7 +208,8 @@ class GeneratorStream:
 
     def __init__(self, generator: Generator):
         self.generator = generator
-        amplitude, phase = generator.amplitude, generator.phase
+        amplitude, phase, mel = generator.amplitude, generator.phase, generator.mel
+        self.mel = None if mel is None else BackboneStream(mel.backbone, mel.output_conv)
         refines = isinstance(amplitude, AmplitudeRefiner)
         self.amplitude = (
             RefinerStream(amplitude) if refines else BackboneStream(amplitude.backbone, amplitude.output_conv)
@@ -232,6 +233,8 @@ class GeneratorStream:
             Waveform (B, N) in float32, N a multiple of the hop. All together are (T - 1) * hop_length samples.
         """
         frames = mel.transpose(1, 2)
+        if self.mel is not None:
+            (frames,) = self.mel.push(frames, last)
         log_amplitude, real, imag = self.spectra.push(
             *self.amplitude.push(frames, last), *self.phase.push(frames, last)
         )

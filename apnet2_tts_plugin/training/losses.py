@@ -112,6 +112,7 @@ class SpectralCriterion(nn.Module):
     Attributes:
         stft: The analysis of the generator's frames.
         log_mel: The mel of the mel loss, up to half the sample rate.
+        latent_mel: The mel that is predicted from a latent.
 
     Shape:
         Complex spectrum of the target (B, n_bins, T) by `stft`, target (B, N), the generator's prediction for it, and
@@ -121,6 +122,7 @@ class SpectralCriterion(nn.Module):
     def __init__(self, config: Apnet2Config):
         super().__init__()
         self.log_mel = LogMel.from_audio_config(config.audio, full_band=True)
+        self.latent_mel = LogMel.from_audio_config(config.audio)
         self.stft = self.log_mel.stft
         resolutions = LOSS_RESOLUTIONS if config.loss_weights["multi_resolution_stft"] else ()
         self.f0_min = config.f0_min
@@ -143,6 +145,8 @@ class SpectralCriterion(nn.Module):
         }
         if self.stfts:
             terms["multi_resolution_stft"] = multi_resolution_stft(self.stfts, waveform, predicted.waveform)
+        if predicted.mel is not None:
+            terms["latent_mel"] = absolute(self.latent_mel.from_spectrum(spectrum), predicted.mel.float())
         if f0 is not None:
             voiced = (f0 > 0).float()
             labels = bin_labels(f0, self.f0_min, predicted.pitch_logits.shape[1])

@@ -22,6 +22,7 @@ from apnet2_tts_plugin.weights.find import find_weights
 from apnet2_tts_plugin.weights.official import OFFICIAL_FILE, official_state
 
 DISCRIMINATORS = NETWORK_NAMES[1:]
+LATENT_MEL = "generator.mel."  # the predictor of a mel from a latent, before what may be a vocoder of mels
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[Any], generator_only: bool) -> None:
@@ -47,6 +48,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[Any], generator_only:
 def restore(model: nn.Module, path: str | os.PathLike[Any]) -> str:
     """Load weights to fine-tune from: the generator, and the discriminators where the source has them.
 
+    A model that predicts a mel from a latent may start from one of mels; then that predictor starts anew.
+
     Args:
         model: The model to train, with its discriminators.
         path: One of
@@ -66,6 +69,7 @@ def restore(model: nn.Module, path: str | os.PathLike[Any]) -> str:
     path = find_weights(store.path_of(path), checkpoint_first=True)
     sources = _sources(path)
     targets = [nn.ModuleDict({name: model.get_submodule(name) for name in source.networks}) for source in sources]
+    anew = _adopt_latent_mel(targets[0], sources[0])
     for target, source in zip(targets, sources, strict=True):
         check_fit(target, source.state, source.path, source.advice)
     for target, source in zip(targets, sources, strict=True):
@@ -73,7 +77,16 @@ def restore(model: nn.Module, path: str | os.PathLike[Any]) -> str:
     if len(sources) > 1:
         names = dict.fromkeys(source.path.name for source in sources)
         return f"generator and discriminators of {' and '.join(names)}"
-    return f"generator of {path.name}; the discriminators start anew"
+    return f"generator of {path.name}; {anew}the discriminators start anew"
+
+
+def _adopt_latent_mel(target: nn.Module, source: "_Source") -> str:
+    """Let a vocoder of mels do for one of latents, whose predictor of the mel is left as it is; what to say of it."""
+    own = {name: tensor for name, tensor in target.state_dict().items() if name.startswith(LATENT_MEL)}
+    if not own or any(name.startswith(LATENT_MEL) for name in source.state):
+        return ""
+    source.state.update(own)
+    return "the predictor of the mel and "
 
 
 class _Source(NamedTuple):

@@ -76,7 +76,8 @@ def model_table() -> Iterator[str]:
         yield f"{name:16}  {origin:7}  {facts}"
     weights, _ = acoustic_files(ACOUSTIC_MODEL)
     if weights.is_file():
-        yield f"{ACOUSTIC_MODEL}, an acoustic model for --model_name: {weights.stat().st_size / 1e6:.1f} MB  {weights.parent}"
+        size = weights.stat().st_size / 1e6
+        yield f"{ACOUSTIC_MODEL}, an acoustic model for --model_name: {size:.1f} MB  {weights.parent}"
 
 
 def _input_and_rate(path: Path) -> str:
