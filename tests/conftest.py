@@ -5,6 +5,10 @@ import pytest
 import tiny
 import torch
 
+# Autograd decides at its first use which devices need threads. After `torch.compile` or `torch.export` some seem to,
+# and then no process that is forked could train, as the tests of killed runs do.
+torch.ones(1, requires_grad=True).backward()
+
 
 @pytest.fixture(scope="session", autouse=True)
 def tts_home(tmp_path_factory):
