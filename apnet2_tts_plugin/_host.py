@@ -264,7 +264,7 @@ def _vocode_sentences(original):
     def tts(self, text="", *args, **kwargs):
         if not _has_apnet2(self) or self.tts_model is None:
             return original(self, text, *args, **kwargs)
-        if not any(map(str.isalnum, text)) and not kwargs.get("source_wav"):
+        if not any(map(str.isalnum, text or "")) and not kwargs.get("source_wav"):
             from apnet2_tts_plugin.errors import DataError
 
             raise DataError(f"the text is {text!r}, expected words to speak")
