@@ -119,17 +119,18 @@ def test_padded_batches_equal_single_runs(settings):
 
 
 def test_iterations_serve_the_published_networks_too():
-    check_batches(tiny.model(consistency_iterations=3, pools=True))
+    """Untrained, their phase is the angle of numbers near 0, which rounding turns far: 1.1e-5 on one processor."""
+    check_batches(tiny.model(consistency_iterations=3, pools=True), atol=3e-5)
 
 
-def check_batches(network):
+def check_batches(network, atol=1e-5):
     mel = torch.randn(3, 80, 40, generator=torch.Generator().manual_seed(1)) - 4
     lengths = torch.tensor([40, 17, 2])
     together = network.inference(mel, lengths)
     for item, length in enumerate(lengths.tolist()):
         alone = network.inference(mel[item : item + 1, :, :length])
         n_samples = (length - 1) * HOP
-        torch.testing.assert_close(together[item, :, :n_samples], alone[0], atol=3e-5, rtol=0)
+        torch.testing.assert_close(together[item, :, :n_samples], alone[0], atol=atol, rtol=0)
         assert not together[item, :, n_samples:].any()
 
 
