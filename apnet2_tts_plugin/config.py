@@ -19,7 +19,7 @@ from apnet2_tts_plugin.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 AMPLITUDE_STARTS = ("mel", "pseudo_inverse")
-PHASE_STARTS = ("none", "pitch")
+PHASE_STARTS = ("none", "pitch", "latent")
 MAX_ITERATIONS = 1000  # of fast Griffin-Lim; a thousand change nothing any more
 RESPONSE_NORMS = ("sentence", "none")
 INPUT_FEATURES = ("mel", "latent")
@@ -38,6 +38,7 @@ LOSS_WEIGHTS = {
     "pitch": 1.0,
     "voicing": 1.0,
     "latent_mel": 45.0,
+    "phasor": 0.0,
     "adversarial_mpd": 1.0,
     "feature_matching_mpd": 1.0,
     "adversarial_mrd": 0.1,
@@ -46,6 +47,7 @@ LOSS_WEIGHTS = {
 OFFICIAL_DECAY = 0.999 ** (1 / 809)  # of the learning rates in an update; 809 are an epoch of the official training
 PITCH_TERMS = ("pitch", "voicing")  # computed with phase_start "pitch"; not in files of old
 LATENT_TERMS = ("latent_mel",)  # computed where a mel is predicted from a latent; not in files of old
+CHOSEN_TERMS = ("multi_resolution_stft", "phasor")  # not in the paper, and not computed where the weight is 0
 DISCRIMINATOR_LOSS_WEIGHTS = {"mpd": 1.0, "mrd": 0.1}
 ANALYSIS = ("fft_size", "win_length", "hop_length", "sample_rate", "num_mels", "mel_fmin", "mel_fmax")
 PATHS = ("data_path", "feature_path", "f0_path", "output_path")
@@ -190,9 +192,9 @@ class Apnet2Config(BaseVocoderConfig):
         8
 
     The weights in `loss_weights` are those of the generator's terms (APNet2 paper, section 2.3) by the names they have
-    in the log; `multi_resolution_stft` is not in the paper, and is not computed where its weight is 0. `pitch` and
-    `voicing`, the cross-entropies of the pitch predictor, are computed with phase_start "pitch". A file of old
-    does not have them.
+    in the log; `multi_resolution_stft` and `phasor` are not in the paper, and are not computed where their weight is 0.
+    `pitch` and `voicing`, the cross-entropies of the pitch predictor, are computed with phase_start "pitch". A file of
+    old does not have them.
     `feature_path` of coqui's base class is a folder of natural-log mels to train on instead of those of the recordings,
     or of latents, one `.npy` file (n_inputs, T) for each (`training.features`). Settings of the base classes that would
     have no effect (`UNUSED`) are refused unless they have their defaults.
@@ -207,11 +209,13 @@ class Apnet2Config(BaseVocoderConfig):
         amplitude_start (str): What the amplitude predictor starts from: "mel" (APNet2), the input as it is, or
             "pseudo_inverse", the mel taken back to linear frequency and refined by blocks of width `fft_size / 2 + 1`,
             without input and output convolutions (FreeV). From a latent, a mel is predicted first, and pitch and phase
-            from that too. Defaults to "mel".
+            from that too, unless phase_start says otherwise. Defaults to "mel".
         mel (PredictorConfig): Sizes of the predictor of a mel from a latent, for amplitude_start "pseudo_inverse".
             Defaults to `PredictorConfig()`.
         phase_start (str): What the phase predictor starts from: "none" (APNet2), or "pitch", the phase of harmonics
-            that start together, with f0 and voicing read from the mel. Defaults to "none".
+            that start together, with f0 and voicing read from the mel; or "latent", where the amplitude starts from a
+            mel that is predicted: the phase is predicted from the latent itself, which tells the one that the decoder
+            of the VITS gives. Defaults to "none".
         pitch (PredictorConfig): Sizes of the pitch predictor, for phase_start "pitch"; its channels are the bins of
             its last hidden layer. Defaults to `PredictorConfig()`.
         f0_min (float): Lowest fundamental frequency in Hz. Defaults to 50.0.
@@ -235,8 +239,8 @@ class Apnet2Config(BaseVocoderConfig):
         loss_weights (dict): Weight of each generator loss.
             Defaults to {"amplitude": 45.0, "instantaneous_phase": 100.0, "group_delay": 100.0,
             "phase_time_difference": 100.0, "stft_consistency": 20.0, "real": 45.0, "imaginary": 45.0, "mel": 45.0,
-            "multi_resolution_stft": 0.0, "pitch": 1.0, "voicing": 1.0, "latent_mel": 45.0, "adversarial_mpd": 1.0,
-            "feature_matching_mpd": 1.0, "adversarial_mrd": 0.1, "feature_matching_mrd": 0.1}.
+            "multi_resolution_stft": 0.0, "pitch": 1.0, "voicing": 1.0, "latent_mel": 45.0, "phasor": 0.0,
+            "adversarial_mpd": 1.0, "feature_matching_mpd": 1.0, "adversarial_mrd": 0.1, "feature_matching_mrd": 0.1}.
         discriminator_loss_weights (dict): Weight of each discriminator's loss. Defaults to {"mpd": 1.0, "mrd": 0.1}.
         seq_len (int): Samples of a training segment, a multiple of the hop. Defaults to 8192.
         segments_per_file (int): Segments of each file in an epoch; with few files more of them make evaluations, which
@@ -402,6 +406,9 @@ class Apnet2Config(BaseVocoderConfig):
 
     def _check_phase_start(self) -> None:
         _require(self.phase_start in PHASE_STARTS, "phase_start", self.phase_start, PHASE_STARTS)
+        fits = self.phase_start != "latent" or self.predicts_mel
+        allowed = "'none' or 'pitch' without input_features 'latent' and amplitude_start 'pseudo_inverse'"
+        _require(fits, "phase_start", self.phase_start, allowed)
         self.pitch.check("pitch")
         allowed = f"0 < f0_min < f0_max ({self.f0_max}) <= half the sample rate"
         fits = 0 < self.f0_min < self.f0_max <= self.audio.sample_rate / 2
@@ -474,7 +481,7 @@ class Apnet2Config(BaseVocoderConfig):
                 unused.append((f"amplitude.{name}", self.amplitude[name], getattr(PredictorConfig, name)))
         if not self.predicts_mel:
             unused.append(("mel", self.mel, PredictorConfig()))
-        if self.phase_start == "none":
+        if self.phase_start != "pitch":
             unused.append(("pitch", self.pitch, PredictorConfig()))
             unused += [(name, self[name], getattr(Apnet2Config, name)) for name in ("f0_min", "f0_max", "f0_path")]
             unused.append(("noise_seed", self.noise_seed, 0))
@@ -488,8 +495,7 @@ class Apnet2Config(BaseVocoderConfig):
             left_out += PITCH_TERMS
         if not self.predicts_mel:
             left_out += LATENT_TERMS
-        if not self.loss_weights["multi_resolution_stft"]:
-            left_out.append("multi_resolution_stft")
+        left_out += [term for term in CHOSEN_TERMS if not self.loss_weights[term]]
         return [term for term in self.loss_weights if not term.startswith(tuple(left_out))]
 
     def make_paths_absolute(self) -> None:
@@ -527,7 +533,7 @@ class Apnet2Config(BaseVocoderConfig):
         for name in ("audio", "amplitude", "phase", "pitch", "mel"):
             _warn_of_unknown(f"{name}.", data.get(name), self[name])
         if isinstance(data.get("loss_weights"), dict):
-            added = {name: LOSS_WEIGHTS[name] for name in PITCH_TERMS + LATENT_TERMS}
+            added = {name: LOSS_WEIGHTS[name] for name in (*PITCH_TERMS, *LATENT_TERMS, "phasor")}
             data = {**data, "loss_weights": added | data["loss_weights"]}
         super().deserialize(data)
         self.check_values()

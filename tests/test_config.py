@@ -76,6 +76,10 @@ def test_documented_defaults_are_the_defaults(cls):
             {"mel": {"channels": 64}},
             r"mel: .*, expected .*, as it has no effect with these other settings",
         ),
+        (
+            {"phase_start": "latent", "input_features": "latent"},
+            "phase_start: 'latent', expected .* without input_features 'latent' and amplitude_start 'pseudo_inverse'",
+        ),
         ({"latent_channels": 0}, r"latent_channels: 0, expected at least 1"),
         ({"speaker_channels": -1}, r"speaker_channels: -1, expected 0 or more"),
         ({"mpd_periods": [2, 0]}, r"mpd_periods: \[2, 0\], expected"),

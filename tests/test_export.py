@@ -11,12 +11,14 @@ import soundfile as sf
 import tiny
 import torch
 from command_line import SAMPLE, apnet2, one_line  # noqa: F401
+from test_latent_mel import config as latent_config
 from test_pitch_start import pitch_config
 
 from apnet2_tts_plugin.errors import MissingPackageError, OutputError
 from apnet2_tts_plugin.export import write
 from apnet2_tts_plugin.export.graph import GraphGenerator
 from apnet2_tts_plugin.export.spectra import RealDFT, RealSpectra
+from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.network.consistency import FastGriffinLim
 from apnet2_tts_plugin.network.spectra import ISTFT
 
@@ -26,6 +28,7 @@ MODELS = {
     "freev": lambda: tiny.model(pools=True, amplitude_start="pseudo_inverse", consistency_iterations=2),
     "pitch": lambda: tiny.model(**pitch_config(consistency_iterations=1)),
     "latent": lambda: tiny.model(input_features="latent"),
+    "phase of latent": lambda: Apnet2(latent_config(phase_start="latent")).eval(),
 }
 
 

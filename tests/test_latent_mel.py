@@ -5,7 +5,7 @@ import tiny
 import torch
 from small_run import stub_trainer
 
-from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
+from apnet2_tts_plugin.config import LOSS_WEIGHTS, Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.errors import CheckpointError
 from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.weights.restore import restore
@@ -27,10 +27,10 @@ def config(**changes) -> Apnet2Config:
     return tiny.config(**settings | changes)
 
 
-@pytest.fixture
-def model() -> Apnet2:
+@pytest.fixture(params=["none", "latent"])
+def model(request) -> Apnet2:
     torch.manual_seed(2)
-    return Apnet2(config()).eval()
+    return Apnet2(config(phase_start=request.param)).eval()
 
 
 @pytest.fixture
@@ -38,7 +38,9 @@ def latent() -> torch.Tensor:
     return torch.randn(2, CHANNELS, 40, generator=torch.Generator().manual_seed(4))
 
 
-def test_what_comes_behind_vocodes_the_mel(model, latent):
+def test_what_comes_behind_vocodes_the_mel(latent):
+    torch.manual_seed(2)
+    model = Apnet2(config()).eval()
     of_mels = Apnet2(config(input_features="mel", latent_channels=192, mel=PredictorConfig())).eval()
     state = {name: tensor for name, tensor in model.generator.state_dict().items() if not name.startswith("mel.")}
     of_mels.generator.load_state_dict(state)
@@ -47,11 +49,45 @@ def test_what_comes_behind_vocodes_the_mel(model, latent):
     torch.testing.assert_close(of_mels.inference(predicted.mel.detach()), model.inference(latent))
 
 
+def test_training_and_use_are_the_same(model, latent):
+    torch.testing.assert_close(model.generator(latent).waveform[:, None], model.inference(latent), atol=1e-6, rtol=1e-4)
+
+
+def test_the_phase_may_come_from_the_latent_itself(latent):
+    model = Apnet2(config(phase_start="latent")).eval()
+    predicted = model.generator(latent)
+    expected = torch.complex(*model.generator.phase(latent))
+    torch.testing.assert_close(predicted.phasor, expected)
+    torch.testing.assert_close(predicted.phase, expected.angle())
+    torch.testing.assert_close(predicted.log_amplitude, model.generator.amplitude(predicted.mel))
+
+
 def test_a_padded_latent_sounds_as_alone(model, latent):
     waveform = model.inference(latent, torch.tensor([25, 40]))
     alone = model.inference(latent[:1, :, :25])
     torch.testing.assert_close(waveform[:1, :, : alone.shape[2]], alone)
     assert not waveform[0, :, alone.shape[2] :].any()
+
+
+def test_its_phase_is_learned():
+    """Of noise, from the spectrum itself: no other term has a weight."""
+    torch.manual_seed(0)
+    weights = dict.fromkeys(LOSS_WEIGHTS, 0.0) | {"phasor": 1.0}
+    model = Apnet2(
+        config(
+            phase_start="latent",
+            latent_channels=2 * 513,
+            loss_weights=weights,
+            steps_to_start_discriminator=100,
+            lr_gen=1e-2,
+        )
+    )
+    trainer = stub_trainer(model)
+    waveform = 0.1 * torch.randn(2, 8192)
+    spectrum = model.log_mel.stft(waveform)
+    batch = {"waveform": waveform, "features": torch.cat([spectrum.real, spectrum.imag], dim=1)}
+    losses = [model.optimize(batch, trainer)[1]["loss_phasor"] for _ in range(30)]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
@@ -80,3 +116,16 @@ def test_it_starts_from_a_vocoder_of_mels():
     assert all(torch.equal(tensor, own[name]) for name, tensor in model.generator.mel.state_dict().items())
     with pytest.raises(CheckpointError, match="do not fit"):
         restore(model, str(BUNDLED / "apnet2"))
+
+
+def test_it_starts_from_the_amplitude_of_a_vocoder_of_mels():
+    tiny_amplitude = Apnet2Config.preset("tiny").amplitude
+    model = Apnet2(config(phase_start="latent", amplitude=tiny_amplitude))
+    model.add_discriminators()
+    before = {name: tensor.clone() for name, tensor in model.generator.state_dict().items()}
+    said = restore(model, str(BUNDLED / "apnet2-tiny"))
+    assert said == "generator of model.safetensors; the predictors of mel and phase and the discriminators start anew"
+    after = model.generator.state_dict()
+    assert {name for name in after if torch.equal(after[name], before[name])} == {
+        name for name in after if not name.startswith("amplitude.")
+    }

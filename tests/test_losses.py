@@ -57,6 +57,22 @@ def test_a_perfect_prediction_costs_nothing(waveform, weight, n_terms):
     assert len(terms) == n_terms and not any(terms.values())
 
 
+def test_a_phasor_that_cannot_be_told_is_best_small():
+    """Right is free, wrong by half a turn costs 4, and not to say costs 1, whatever the amplitude of the target."""
+    target = torch.polar(torch.full((2, 9, 7), 3.0), torch.rand(2, 9, 7) * 6)
+    right = target / 3
+    for predicted, cost in ((right, 0.0), (-right, 4.0), (0 * right, 1.0), (0.5 * right, 0.25)):
+        assert losses.phasor(target, predicted) == pytest.approx(cost, abs=1e-5)
+    target[:, 0] *= 2**10
+    predicted = torch.cat([0 * right[:, :1], right[:, 1:]], dim=1)
+    assert losses.phasor(target, predicted) == pytest.approx(8 / (8 + 8), abs=1e-5)  # 2^(10 * 0.3) = 8, of 9 bins one
+    assert losses.phasor(0 * target, right) == 0
+
+
+def test_terms_without_weight_have_no_part():
+    assert losses.weighted_sum({"a": torch.tensor(2.0), "b": torch.tensor(math.nan)}, {"a": 3.0, "b": 0.0}) == 6
+
+
 def test_hinge_and_feature_matching(discriminator, waveform):
     real, generated = discriminator(waveform), discriminator(waveform.flip(1))
     assert losses.feature_matching(real, real) == 0

@@ -28,10 +28,11 @@ class GraphGenerator(nn.Module):
         self.spectra = RealSpectra(generator.istft)
 
     def forward(self, mel: Tensor) -> tuple[Tensor, ...]:
+        latent = mel
         if self.generator.mel is not None:
             mel = self.generator.mel(mel)
         amplitude = self.generator.amplitude(mel).exp()
-        real, imag, *pitch = self._phase(mel)
+        real, imag, *pitch = self._phase(latent if self.generator.phase_from_latent else mel)
         real, imag = _with_amplitude(amplitude, real, imag)
         return self.spectra.waveform(*self._consistent(amplitude, real, imag)), *pitch
 

@@ -17,15 +17,12 @@ import torch
 from tqdm import tqdm
 from TTS.tts.models.vits import Vits
 
-from apnet2_tts_plugin.audio import read_audio
 from apnet2_tts_plugin.errors import FinetuningError, one_line
 from apnet2_tts_plugin.files import write_atomically
 from apnet2_tts_plugin.finetuning.latents import read_vits_config
 from apnet2_tts_plugin.finetuning.source import note_source
-from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.pairing.vits import vocoder_latent
 from apnet2_tts_plugin.training.features import write_array
-from apnet2_tts_plugin.training.pitch import PERIOD
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
 
 logger = logging.getLogger(f"trainer.{__name__}")  # the run's own log, on the terminal and in its folder
@@ -130,40 +127,6 @@ def write_speech(vits: Vits, sentences: list[str], folder: str | os.PathLike[Any
             continue
         _write_wav(wav, waveform, vits.config.audio.sample_rate)
         write_array(array, latent)
-
-
-@torch.inference_mode()
-def write_pitch(vocoder: Apnet2, folder: str | os.PathLike[Any]) -> Path:
-    """Write the pitch of what the VITS says, as a vocoder hears it, where `training.pitch` takes it from.
-
-    Where a voice is creaky, a tracker finds nothing voiced (for one of Piper's, in half of its speech), and whoever
-    learns from that makes noise of it. A vocoder with phase_start "pitch" that learned from other voices does not.
-
-    Args:
-        vocoder: A vocoder of mels whose phase starts from the pitch.
-        folder: Where `write_speech` has written.
-
-    Returns:
-        The folder of the pitch, for the configuration's `f0_path`.
-
-    Raises:
-        OSError: if a file cannot be written.
-    """
-    wavs, _ = folders(folder)
-    pitches = Path(folder, "f0")
-    audio, predictor = vocoder.config.audio, vocoder.generator.pitch
-    for wav in sorted(wavs.glob("*.wav")):
-        path = pitches / f"{wav.stem}.npy"
-        if path.is_file():
-            continue
-        waveform = torch.from_numpy(read_audio(wav, audio.sample_rate))
-        f0, voiced = predictor.decode(*predictor(vocoder.log_mel(waveform[None])))
-        times = np.arange(0, len(waveform) / audio.sample_rate, PERIOD)
-        frames = times * audio.sample_rate / audio.hop_length
-        nearest = np.minimum(frames.round().astype(int), f0.shape[1] - 1)
-        found = np.interp(frames, np.arange(f0.shape[1]), f0[0].numpy()) * voiced[0].numpy()[nearest]
-        write_array(path, found[None])
-    return pitches
 
 
 def _write_wav(path: Path, waveform: np.ndarray, sample_rate: int) -> None:

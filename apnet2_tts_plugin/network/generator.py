@@ -171,7 +171,8 @@ class Prediction(NamedTuple):
     log_amplitude (B, n_bins, T) is natural, phase (B, n_bins, T) in [-pi, pi], spectrum (B, n_bins, T) complex, and
     waveform (B, (T - 1) * hop_length), behind the consistency iterations if there are any. pitch_logits (B, F, T) over
     the bins of the pitch scale and voicing_logits (B, T) are there with phase_start "pitch", and the natural-log mel
-    (B, n_mels, T) where it is predicted from a latent.
+    (B, n_mels, T) where it is predicted from a latent. phasor (B, n_bins, T) is the complex number whose angle is the
+    phase before any iterations.
     """
 
     log_amplitude: Tensor
@@ -181,13 +182,15 @@ class Prediction(NamedTuple):
     pitch_logits: Tensor | None = None
     voicing_logits: Tensor | None = None
     mel: Tensor | None = None
+    phasor: Tensor | None = None
 
 
 class Generator(nn.Module):
     """APNet2's generator, of the sizes in `config`.
 
     Its input, called mel here, may be a latent (B, n_inputs, T). With amplitude_start "pseudo_inverse" a mel is
-    predicted from that first; what comes behind it is a vocoder of mels, and can take the weights of one.
+    predicted from that first; what comes behind it is a vocoder of mels, and can take the weights of one. With
+    phase_start "latent" it is so but for the phase, which is predicted from the latent.
     """
 
     def __init__(self, config: Apnet2Config):
@@ -201,13 +204,14 @@ class Generator(nn.Module):
             self.amplitude = AmplitudeRefiner(basis, config.amplitude)
         else:
             self.amplitude = AmplitudePredictor(n_inputs, n_bins, config.amplitude)
+        self.phase_from_latent = config.phase_start == "latent"
         self.pitch = None
         if config.phase_start == "pitch":
             self.pitch = PitchPredictor(n_inputs, config.pitch, config.f0_min, config.f0_max)
             self.phase = HarmonicPhasePredictor(n_inputs, audio, config.phase, config.f0_min)
             self.noise = NoisePhase(n_bins, config.noise_seed)
         else:
-            self.phase = PhasePredictor(n_inputs, n_bins, config.phase)
+            self.phase = PhasePredictor(config.n_inputs if self.phase_from_latent else n_inputs, n_bins, config.phase)
         self.mel = MelPredictor(config.n_inputs, audio.num_mels, config.mel) if config.predicts_mel else None
         self.istft = ISTFT(audio.fft_size, audio.hop_length, audio.win_length)
         self.griffin_lim = FastGriffinLim(self.istft, audio.hop_length, config.consistency_iterations)
@@ -225,17 +229,21 @@ class Generator(nn.Module):
             pitch: That of the recording, with phase_start "pitch"; by default the predicted one.
             phi: Phase of the recording's fundamental (B, T); by default the integral of the pitch.
         """
-        predicted_mel = None if self.mel is None else self.mel(mel)
+        latent, predicted_mel = mel, None if self.mel is None else self.mel(mel)
         mel = mel if predicted_mel is None else predicted_mel
         log_amplitude = self.amplitude(mel)
-        real, imag, *logits = self._phase(mel, None, pitch, phi)
+        real, imag, *logits = self._phase(latent if self.phase_from_latent else mel, None, pitch, phi)
         with torch.autocast(mel.device.type, enabled=False):
             log_amplitude = log_amplitude.float()
-            phase = torch.atan2(imag.float(), real.float())
+            phasor = torch.complex(real.float(), imag.float())
+            phase = phasor.angle()
             amplitude = log_amplitude.exp()
             spectrum = torch.complex(amplitude * phase.cos(), amplitude * phase.sin())
             waveform = self.istft(self.griffin_lim(spectrum))
-            return Prediction(log_amplitude, phase, spectrum, waveform, *(logits or (None, None)), predicted_mel)
+            pitch_logits, voicing_logits = logits or (None, None)
+            return Prediction(
+                log_amplitude, phase, spectrum, waveform, pitch_logits, voicing_logits, predicted_mel, phasor
+            )
 
     @torch.no_grad()  # under inference mode a view of a parameter cannot be compiled
     def inference(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -256,10 +264,11 @@ class Generator(nn.Module):
             padded = frames >= lengths[:, None]
             mel = mel.masked_fill(padded[:, None], 0.0)  # whatever was there, be it -inf
             mask = (~padded)[:, :, None].to(mel.dtype)
+        latent = mel
         if self.mel is not None:
             mel = self.mel(mel, mask)
         log_amplitude = self.amplitude(mel, mask)
-        real, imag, *_ = self._phase(mel, mask)
+        real, imag, *_ = self._phase(latent if self.phase_from_latent else mel, mask)
         with torch.autocast(mel.device.type, enabled=False):
             spectrum = spectrum_of(log_amplitude, real, imag)
             mask = None if mask is None else mask.float()

@@ -232,12 +232,11 @@ class GeneratorStream:
         Returns:
             Waveform (B, N) in float32, N a multiple of the hop. All together are (T - 1) * hop_length samples.
         """
-        frames = mel.transpose(1, 2)
+        frames = latent = mel.transpose(1, 2)
         if self.mel is not None:
             (frames,) = self.mel.push(frames, last)
-        log_amplitude, real, imag = self.spectra.push(
-            *self.amplitude.push(frames, last), *self.phase.push(frames, last)
-        )
+        phase = self.phase.push(latent if self.generator.phase_from_latent else frames, last)
+        log_amplitude, real, imag = self.spectra.push(*self.amplitude.push(frames, last), *phase)
         return self.waveform.push(spectrum_of(log_amplitude, real, imag), last)
 
 

@@ -14,6 +14,8 @@ from apnet2_tts_plugin.network.generator import Prediction
 from apnet2_tts_plugin.network.pitch import bin_labels
 from apnet2_tts_plugin.network.spectra import STFT, LogMel, log_amplitude, phase
 
+COMPRESSION = 0.3  # exponent of the amplitudes that weigh phases, as in losses of speech enhancement
+
 
 def amplitude(target: Tensor, predicted: Tensor) -> Tensor:
     """Mean squared difference of two natural log-amplitude spectra."""
@@ -38,6 +40,18 @@ def group_delay(error: Tensor) -> Tensor:
 def phase_time_difference(error: Tensor) -> Tensor:
     """Mean anti-wrapped difference of the phase differences along time, from 0 before the first frame."""
     return anti_wrap(error.diff(dim=2, prepend=torch.zeros_like(error[:, :, :1]))).mean()
+
+
+def phasor(target: Tensor, predicted: Tensor) -> Tensor:
+    """Squared distance of complex numbers from the unit ones that have the phase of the complex spectrum `target`.
+
+    Least squares: where the phase cannot be told, the number it is the angle of shrinks to 0, and asks for nothing; the
+    losses of angles ask for as much there as anywhere. The mean over frames and bins is weighted by |target|^0.3, for
+    loud bins are heard and silent ones have no phase.
+    """
+    weight = target.abs().pow(COMPRESSION)
+    difference = predicted - target.sgn()
+    return (weight * (difference.real.square() + difference.imag.square())).sum() / weight.sum().clamp(min=1e-5)
 
 
 def stft_consistency(predicted: Tensor, of_waveform: Tensor) -> Tensor:
@@ -107,7 +121,7 @@ class SpectralCriterion(nn.Module):
     """All terms of the generator's loss that need no discriminator.
 
     Args:
-        config: The audio settings; a weight of 0 leaves `multi_resolution_stft` out.
+        config: The audio settings; a weight of 0 leaves `multi_resolution_stft` and `phasor` out.
 
     Attributes:
         stft: The analysis of the generator's frames.
@@ -126,6 +140,7 @@ class SpectralCriterion(nn.Module):
         self.stft = self.log_mel.stft
         resolutions = LOSS_RESOLUTIONS if config.loss_weights["multi_resolution_stft"] else ()
         self.f0_min = config.f0_min
+        self.compares_phasors = config.loss_weights["phasor"] > 0
         self.stfts = nn.ModuleList(STFT(*resolution) for resolution in resolutions)
 
     def forward(
@@ -145,6 +160,8 @@ class SpectralCriterion(nn.Module):
         }
         if self.stfts:
             terms["multi_resolution_stft"] = multi_resolution_stft(self.stfts, waveform, predicted.waveform)
+        if self.compares_phasors:
+            terms["phasor"] = phasor(spectrum, predicted.phasor)
         if predicted.mel is not None:
             terms["latent_mel"] = absolute(self.latent_mel.from_spectrum(spectrum), predicted.mel.float())
         if f0 is not None:
@@ -156,5 +173,5 @@ class SpectralCriterion(nn.Module):
 
 
 def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """The sum of `terms`, each times its weight of the same name."""
-    return sum(weights[name] * term for name, term in terms.items())
+    """The sum of `terms`, each times its weight of the same name; those of weight 0 cost no backward pass."""
+    return sum(weights[name] * term for name, term in terms.items() if weights[name])

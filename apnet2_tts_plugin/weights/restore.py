@@ -23,6 +23,7 @@ from apnet2_tts_plugin.weights.official import OFFICIAL_FILE, official_state
 
 DISCRIMINATORS = NETWORK_NAMES[1:]
 LATENT_MEL = "generator.mel."  # the predictor of a mel from a latent, before what may be a vocoder of mels
+PHASE = ("generator.phase.", "generator.pitch.")
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[Any], generator_only: bool) -> None:
@@ -48,7 +49,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[Any], generator_only:
 def restore(model: nn.Module, path: str | os.PathLike[Any]) -> str:
     """Load weights to fine-tune from: the generator, and the discriminators where the source has them.
 
-    A model that predicts a mel from a latent may start from one of mels; then that predictor starts anew.
+    A model that predicts a mel from a latent may start from one of mels; then that predictor starts anew, and so does
+    the phase's if that predicts from the latent too.
 
     Args:
         model: The model to train, with its discriminators.
@@ -69,7 +71,7 @@ def restore(model: nn.Module, path: str | os.PathLike[Any]) -> str:
     path = find_weights(store.path_of(path), checkpoint_first=True)
     sources = _sources(path)
     targets = [nn.ModuleDict({name: model.get_submodule(name) for name in source.networks}) for source in sources]
-    anew = _adopt_latent_mel(targets[0], sources[0])
+    anew = _adopt_latent_mel(targets[0], sources[0], model.generator.phase_from_latent)
     for target, source in zip(targets, sources, strict=True):
         check_fit(target, source.state, source.path, source.advice)
     for target, source in zip(targets, sources, strict=True):
@@ -80,13 +82,17 @@ def restore(model: nn.Module, path: str | os.PathLike[Any]) -> str:
     return f"generator of {path.name}; {anew}the discriminators start anew"
 
 
-def _adopt_latent_mel(target: nn.Module, source: "_Source") -> str:
-    """Let a vocoder of mels do for one of latents, whose predictor of the mel is left as it is; what to say of it."""
-    own = {name: tensor for name, tensor in target.state_dict().items() if name.startswith(LATENT_MEL)}
-    if not own or any(name.startswith(LATENT_MEL) for name in source.state):
+def _adopt_latent_mel(target: nn.Module, source: "_Source", phase_from_latent: bool) -> str:
+    """Let a vocoder of mels do for one of latents, what predicts from which is left as it is; what to say of it."""
+    parts = (LATENT_MEL, *PHASE) if phase_from_latent else (LATENT_MEL,)
+    own = {name: tensor for name, tensor in target.state_dict().items() if name.startswith(parts)}
+    is_vocoder_of_mels = not any(name.startswith(LATENT_MEL) for name in source.state)
+    if not own or not is_vocoder_of_mels:
         return ""
+    for name in [name for name in source.state if name.startswith(parts)]:
+        del source.state[name]
     source.state.update(own)
-    return "the predictor of the mel and "
+    return "the predictors of mel and phase and " if phase_from_latent else "the predictor of the mel and "
 
 
 class _Source(NamedTuple):

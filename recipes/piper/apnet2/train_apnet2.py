@@ -9,10 +9,9 @@ from pathlib import Path
 
 from apnet2_tts_plugin import recipe
 from apnet2_tts_plugin.audio import find_audio
-from apnet2_tts_plugin.config import LOSS_WEIGHTS, Apnet2AudioConfig, Apnet2Config, PredictorConfig
+from apnet2_tts_plugin.config import LOSS_WEIGHTS, PRESETS, Apnet2AudioConfig, Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.errors import FinetuningError
 from apnet2_tts_plugin.finetuning import speech
-from apnet2_tts_plugin.loader import load_model
 from apnet2_tts_plugin.pairing.vits import latent_hop
 
 HERE = Path(__file__).parent
@@ -26,19 +25,20 @@ class Args(recipe.RecipeArgs):
     vits_path: str = field(default="", metadata={"help": "Folder of the VITS: its config.json and its checkpoint."})
     text_path: str = field(default=str(SENTENCES), metadata={"help": "What the VITS is to say, a sentence a line."})
     speech_path: str = field(default=str(HERE / "speech"), metadata={"help": "Folder for what it says."})
-    batch_size: int = field(default=4, metadata={"help": "Segments of a batch. Defaults to 4."})
+    batch_size: int = field(default=8, metadata={"help": "Segments of a batch. Defaults to 8."})
     seq_len: int = field(
         default=16_384, metadata={"help": "Samples of a segment, a multiple of the hop. Defaults to 16384."}
     )
     segments_per_file: int = field(
         default=8, metadata={"help": "Segments of each sentence between two evaluations. Defaults to 8."}
     )
-    eval_split_size: int = field(default=20, metadata={"help": "Sentences held out, the last ones. Defaults to 20."})
-    steps: int = field(default=3000, metadata={"help": "Training steps. Defaults to 3000."})
+    eval_split_size: int = field(default=30, metadata={"help": "Sentences held out, the last ones. Defaults to 30."})
+    steps: int = field(default=4000, metadata={"help": "Training steps. Defaults to 4000."})
     restore_path: str = field(
-        default="apnet2-tiny", metadata={"help": "Vocoder of mels to start from. Defaults to apnet2-tiny."}
+        default="apnet2-tiny",
+        metadata={"help": "Vocoder of mels to take the amplitude's predictor from. Defaults to apnet2-tiny."},
     )
-    lr: float = field(default=1e-3, metadata={"help": "Learning rate at the start. Defaults to 0.001."})
+    lr: float = field(default=2e-3, metadata={"help": "Learning rate at the start. Defaults to 0.002."})
     num_loader_workers: int = field(default=0, metadata={"help": "Processes that read audio. Defaults to 0."})
 
 
@@ -60,13 +60,13 @@ def make_config(args: Args) -> Apnet2Config:
     settings |= dict(eval_metrics=[], save_n_checkpoints=2)  # an epoch takes a minute, speech metrics as long
     # down to nothing at the end
     schedule = {"lr_scheduler_gen": "CosineAnnealingLR", "lr_scheduler_gen_params": {"T_max": args.steps}}
-    # what the mel does not show of the phase is noise to its losses
-    phase_terms = {"instantaneous_phase": 3.0, "group_delay": 5.0, "phase_time_difference": 5.0}
-    other_terms = {"real": 10.0, "imaginary": 10.0, "multi_resolution_stft": 60.0, "pitch": 10.0, "voicing": 10.0}
     audio = vits.config.audio
-    return Apnet2Config.preset(
-        "tiny",  # the vocoder of mels that it starts from, behind a predictor of the mel
+    return Apnet2Config(
         mel=PredictorConfig(128, 256, 3, input_kernel_size=5, output_kernel_size=1, response_norm="none"),
+        amplitude_start="pseudo_inverse",
+        amplitude=PRESETS["tiny"]["amplitude"],  # that of the vocoder which it starts from
+        phase_start="latent",
+        phase=PredictorConfig(256, 512, 6, output_kernel_size=1, response_norm="none"),
         run_name="apnet2_vits",
         dataset="en/vits",
         feature_path=str(latents),
@@ -78,9 +78,10 @@ def make_config(args: Args) -> Apnet2Config:
             win_length=audio.win_length,
             hop_length=latent_hop(vits.config),
         ),
-        f0_path=str(speech.write_pitch(load_model(args.restore_path), args.speech_path)),
         seq_len=args.seq_len,
-        loss_weights=LOSS_WEIGHTS | phase_terms | other_terms,
+        # mel, amplitude and phase each fit those of what the VITS says: a regression, as the latent tells all of them
+        loss_weights=dict.fromkeys(LOSS_WEIGHTS, 0.0) | {"latent_mel": 1.0, "amplitude": 1.0, "phasor": 1.0},
+        target_loss="loss_phasor",
         steps_to_start_discriminator=10**9,
         **settings | schedule,
     )
