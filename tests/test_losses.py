@@ -69,6 +69,15 @@ def test_a_phasor_that_cannot_be_told_is_best_small():
     assert losses.phasor(0 * target, right) == 0
 
 
+def test_what_has_no_weight_is_left_to_evaluations(waveform):
+    weights = dict.fromkeys(LOSS_WEIGHTS, 0.0) | {"amplitude": 1.0, "phasor": 1.0}
+    criterion = losses.SpectralCriterion(tiny.config(loss_weights=weights))
+    spectrum = criterion.stft(waveform)
+    prediction = Prediction(log_amplitude(spectrum), phase(spectrum), spectrum, waveform, phasor=spectrum.sgn())
+    assert criterion(spectrum, waveform, prediction).keys() == {"amplitude", "phasor"}
+    assert len(criterion.eval()(spectrum, waveform, prediction)) == 9
+
+
 def test_terms_without_weight_have_no_part():
     assert losses.weighted_sum({"a": torch.tensor(2.0), "b": torch.tensor(math.nan)}, {"a": 3.0, "b": 0.0}) == 6
 

@@ -121,7 +121,8 @@ class SpectralCriterion(nn.Module):
     """All terms of the generator's loss that need no discriminator.
 
     Args:
-        config: The audio settings; a weight of 0 leaves `multi_resolution_stft` and `phasor` out.
+        config: The audio settings and weights. A weight of 0 leaves `multi_resolution_stft` and `phasor` out, and in
+            training mode also those of the phase, or those of spectrum and waveform, if none of them has one.
 
     Attributes:
         stft: The analysis of the generator's frames.
@@ -138,29 +139,33 @@ class SpectralCriterion(nn.Module):
         self.log_mel = LogMel.from_audio_config(config.audio, full_band=True)
         self.latent_mel = LogMel.from_audio_config(config.audio)
         self.stft = self.log_mel.stft
-        resolutions = LOSS_RESOLUTIONS if config.loss_weights["multi_resolution_stft"] else ()
+        self.weights = config.loss_weights
+        resolutions = LOSS_RESOLUTIONS if self.weights["multi_resolution_stft"] else ()
         self.f0_min = config.f0_min
-        self.compares_phasors = config.loss_weights["phasor"] > 0
         self.stfts = nn.ModuleList(STFT(*resolution) for resolution in resolutions)
 
     def forward(
         self, spectrum: Tensor, waveform: Tensor, predicted: Prediction, f0: Tensor | None = None
     ) -> dict[str, Tensor]:
-        phase_error = phase(spectrum) - predicted.phase
-        of_waveform = self.stft(predicted.waveform)
-        terms = {
-            "amplitude": amplitude(log_amplitude(spectrum), predicted.log_amplitude),
-            "instantaneous_phase": instantaneous_phase(phase_error),
-            "group_delay": group_delay(phase_error),
-            "phase_time_difference": phase_time_difference(phase_error),
-            "stft_consistency": stft_consistency(predicted.spectrum, of_waveform),
-            "real": absolute(spectrum.real, predicted.spectrum.real),
-            "imaginary": absolute(spectrum.imag, predicted.spectrum.imag),
-            "mel": absolute(self.log_mel.from_spectrum(spectrum), self.log_mel.from_spectrum(of_waveform)),
-        }
+        terms = {"amplitude": amplitude(log_amplitude(spectrum), predicted.log_amplitude)}
+        if self._asks_for("instantaneous_phase", "group_delay", "phase_time_difference"):
+            phase_error = phase(spectrum) - predicted.phase
+            terms |= {
+                "instantaneous_phase": instantaneous_phase(phase_error),
+                "group_delay": group_delay(phase_error),
+                "phase_time_difference": phase_time_difference(phase_error),
+            }
+        if self._asks_for("stft_consistency", "real", "imaginary", "mel"):
+            of_waveform = self.stft(predicted.waveform)
+            terms |= {
+                "stft_consistency": stft_consistency(predicted.spectrum, of_waveform),
+                "real": absolute(spectrum.real, predicted.spectrum.real),
+                "imaginary": absolute(spectrum.imag, predicted.spectrum.imag),
+                "mel": absolute(self.log_mel.from_spectrum(spectrum), self.log_mel.from_spectrum(of_waveform)),
+            }
         if self.stfts:
             terms["multi_resolution_stft"] = multi_resolution_stft(self.stfts, waveform, predicted.waveform)
-        if self.compares_phasors:
+        if self.weights["phasor"]:
             terms["phasor"] = phasor(spectrum, predicted.phasor)
         if predicted.mel is not None:
             terms["latent_mel"] = absolute(self.latent_mel.from_spectrum(spectrum), predicted.mel.float())
@@ -170,6 +175,10 @@ class SpectralCriterion(nn.Module):
             terms["pitch"] = pitch(labels, predicted.pitch_logits, voiced)
             terms["voicing"] = voicing(voiced, predicted.voicing_logits)
         return terms
+
+    def _asks_for(self, *names: str) -> bool:
+        """Whether any of these terms has a weight; an evaluation shows them all."""
+        return not self.training or any(self.weights[name] for name in names)
 
 
 def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

@@ -33,7 +33,7 @@ class Args(recipe.RecipeArgs):
         default=8, metadata={"help": "Segments of each sentence between two evaluations. Defaults to 8."}
     )
     eval_split_size: int = field(default=30, metadata={"help": "Sentences held out, the last ones. Defaults to 30."})
-    steps: int = field(default=4000, metadata={"help": "Training steps. Defaults to 4000."})
+    steps: int = field(default=2500, metadata={"help": "Training steps. Defaults to 2500."})
     restore_path: str = field(
         default="apnet2-tiny",
         metadata={"help": "Vocoder of mels to take the amplitude's predictor from. Defaults to apnet2-tiny."},
