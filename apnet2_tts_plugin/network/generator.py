@@ -236,7 +236,7 @@ class Generator(nn.Module):
         with torch.autocast(mel.device.type, enabled=False):
             log_amplitude = log_amplitude.float()
             phasor = torch.complex(real.float(), imag.float())
-            phase = phasor.angle()
+            phase = torch.atan2(phasor.imag, phasor.real)
             amplitude = log_amplitude.exp()
             spectrum = torch.complex(amplitude * phase.cos(), amplitude * phase.sin())
             waveform = self.istft(self.griffin_lim(spectrum))
