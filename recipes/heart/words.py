@@ -17,6 +17,7 @@ SAMPLE_RATE = 16000
 SILENCE = np.zeros(SAMPLE_RATE // 4)
 SLIP = 1e-4  # the grammar's probability that a word is missing, and that it comes twice
 FRAME = SAMPLE_RATE // 100  # of the recogniser, samples
+BEAMS = {"beam": 1e-100, "pbeam": 1e-100, "wbeam": 1e-80}  # the usual ones may lose the right path early in a sentence
 
 
 def split(text: str) -> list[str]:
@@ -48,7 +49,7 @@ class Slips:
     """
 
     def __init__(self) -> None:
-        self.decoder = Decoder(loglevel="FATAL")
+        self.decoder = Decoder(loglevel="FATAL", **BEAMS)
 
     def knows(self, words: list[str]) -> bool:
         """Whether the recogniser can pronounce all the words."""
