@@ -230,16 +230,17 @@ class Generator(nn.Module):
             phi: Phase of the recording's fundamental (B, T); by default the integral of the pitch.
         """
         latent, predicted_mel = mel, None if self.mel is None else self.mel(mel)
-        mel = mel if predicted_mel is None else predicted_mel
+        # no gradient goes back into it: where the logarithm behind the pseudo-inverse is steep, it explodes
+        mel = mel if predicted_mel is None else predicted_mel.detach()
         log_amplitude = self.amplitude(mel)
         real, imag, *logits = self._phase(latent if self.phase_from_latent else mel, None, pitch, phi)
         with torch.autocast(mel.device.type, enabled=False):
             log_amplitude = log_amplitude.float()
-            phasor = torch.complex(real.float(), imag.float())
-            phase = torch.atan2(phasor.imag, phasor.real)
+            phase = torch.atan2(imag.float(), real.float())
             amplitude = log_amplitude.exp()
             spectrum = torch.complex(amplitude * phase.cos(), amplitude * phase.sin())
             waveform = self.istft(self.griffin_lim(spectrum))
+            phasor = torch.complex(real.float(), imag.float())
             pitch_logits, voicing_logits = logits or (None, None)
             return Prediction(
                 log_amplitude, phase, spectrum, waveform, pitch_logits, voicing_logits, predicted_mel, phasor

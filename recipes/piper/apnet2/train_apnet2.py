@@ -79,8 +79,7 @@ def make_config(args: Args) -> Apnet2Config:
             hop_length=latent_hop(vits.config),
         ),
         seq_len=args.seq_len,
-        # Mel and phase fit those of what the VITS says. The amplitude's predictor stays as it is: through it, where the
-        # logarithm is steep, the mel's would learn nothing.
+        # mel and phase fit those of what the VITS says; the amplitude's predictor stays as it is
         loss_weights=dict.fromkeys(LOSS_WEIGHTS, 0.0) | {"latent_mel": 1.0, "phasor": 1.0},
         target_loss="loss_phasor",
         steps_to_start_discriminator=10**9,
