@@ -129,24 +129,34 @@ class ISTFT(Float32Buffers):
         """The waveform of frames (B, T, n_fft) that are still to be windowed."""
         n_frames = frames.shape[1]
         frames = frames * self.window
-        squared_window = self.window.square().expand(1, n_frames, -1)
-        if mask is not None:
-            padded = mask == 0
-            frames = frames.masked_fill(padded, 0.0)
-            squared_window = squared_window.expand(len(frames), -1, -1).masked_fill(padded, 0.0)
+        if mask is None:
+            present = frames.new_ones(1, n_frames)
+        else:
+            frames, present = frames.masked_fill(mask == 0, 0.0), mask[..., 0]
         start = self.n_fft // 2
         end = start + (n_frames - 1) * self.hop_length
         waveform = self._overlap_add(frames)[:, start:end]
-        envelope = self._overlap_add(squared_window)[:, start:end]
+        envelope = self._squared_windows(present)[:, start:end]
         return waveform / envelope.clamp(min=1e-8)  # 0 / 1e-8 where no frame is left
 
     def _overlap_add(self, frames: Tensor) -> Tensor:
         """(B, T, n_fft) frames, `hop_length` apart, to their sum (B, at least (T - 1) * hop_length + n_fft)."""
-        n_hops = -(-self.n_fft // self.hop_length)
-        frames = F.pad(frames, (0, n_hops * self.hop_length - self.n_fft))
-        pieces = frames.unflatten(2, (n_hops, self.hop_length))
+        pieces = self._in_hops(frames)
+        n_hops = pieces.shape[2]
         total = sum(F.pad(pieces[:, :, i], (0, 0, i, n_hops - 1 - i)) for i in range(n_hops))
         return total.flatten(1)
+
+    def _squared_windows(self, present: Tensor) -> Tensor:
+        """What `_overlap_add` makes of squared windows at the frames where `present` (B, T) is 1."""
+        pieces = self._in_hops(self.window.square())
+        n_hops = len(pieces)
+        frames = F.pad(present, (n_hops - 1, n_hops - 1)).unfold(1, n_hops, 1)  # that reach into each hop, first to last
+        return (frames @ pieces.flip(0)).flatten(1)
+
+    def _in_hops(self, frames: Tensor) -> Tensor:
+        """(..., n_fft) to (..., n_hops, hop_length), the last one filled up by zeros."""
+        n_hops = -(-self.n_fft // self.hop_length)
+        return F.pad(frames, (0, n_hops * self.hop_length - self.n_fft)).unflatten(-1, (n_hops, self.hop_length))
 
 
 class LogMel(Float32Buffers):
@@ -243,6 +253,11 @@ def whole_hops(waveform: Tensor, audio) -> Tensor:
     """A waveform (N,), continued by silence to whole hops, and to as many as the analysis reflects at the edges."""
     hops = max(-(-len(waveform) // audio.hop_length), audio.fft_size // 2 // audio.hop_length + 1)
     return F.pad(waveform, (0, hops * audio.hop_length - len(waveform)))
+
+
+def magnitude(real: Tensor, imag: Tensor, floor: float) -> Tensor:
+    """sqrt(real^2 + imag^2), at least `floor`; on a processor several times as fast as abs() of a complex number."""
+    return (real.square() + imag.square()).clamp(min=floor**2).sqrt()
 
 
 def log_amplitude(spectrum: Tensor) -> Tensor:
