@@ -40,8 +40,8 @@ from vocos.models import VocosBackbone
 from apnet2_tts_plugin.config import Apnet2AudioConfig, Apnet2Config
 from apnet2_tts_plugin.loader import load_model
 from apnet2_tts_plugin.network.generator import Generator
+from apnet2_tts_plugin.network.precision import emulates_bf16
 from apnet2_tts_plugin.network.spectra import LogMel
-from apnet2_tts_plugin.training.precision import emulates_bf16
 from apnet2_tts_plugin.weights import store
 from apnet2_tts_plugin.weights.official import rename_official
 

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.model import Apnet2
-from apnet2_tts_plugin.training.precision import emulates_bf16
+from apnet2_tts_plugin.network.precision import emulates_bf16
 from apnet2_tts_plugin.weights.official import rename_official
 
 SAMPLE_RATE = 22050

@@ -29,7 +29,7 @@ class GlobalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         # Faster on a processor than vector_norm over this axis; the root of 0 has no gradient, hence the clamp.
-        squares = masked(x, mask).float().square().sum(dim=1, keepdim=True)
+        squares = masked(x, mask).square().sum(dim=1, keepdim=True, dtype=torch.float32)
         norm = squares.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
         response = (norm / (norm.mean(dim=2, keepdim=True) + 1e-6)).to(x.dtype)
         return torch.addcmul(self.beta, x, 1 + self.gamma * response)
@@ -54,7 +54,10 @@ class FrameConv(nn.Conv1d):
 
     def inside(self, x: Tensor, padding: int = 0) -> Tensor:
         """With `padding` frames of zeros at both ends: (B, T, in_channels) to (B, T - behind - look_ahead, ...)."""
-        # An image of height 1 with its channels last, which is what x is in memory: nothing needs to be copied.
+        if self.groups == 1 and self.kernel_size[0] > 1:
+            return F.conv1d(x.transpose(1, 2), self.weight, self.bias, padding=padding).transpose(1, 2)
+        # An image of height 1 with its channels last, which is what x is in memory: nothing needs to be copied. For the
+        # convolutions above, on a processor, it is the slower way.
         image = x.transpose(1, 2).unsqueeze(2)
         image = F.conv2d(image, self.weight.unsqueeze(2), self.bias, padding=(0, padding), groups=self.groups)
         return image.squeeze(2).transpose(1, 2)
@@ -84,6 +87,7 @@ class ConvNeXtBlock(nn.Module):
         self.depthwise = FrameConv(channels, channels, sizes.kernel_size, look_ahead, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.expand = nn.Linear(channels, hidden_channels)
+        self.activation = nn.GELU()
         self.response_norm = GlobalResponseNorm(hidden_channels) if sizes.response_norm == "sentence" else None
         self.project = nn.Linear(hidden_channels, channels)
 
@@ -92,7 +96,7 @@ class ConvNeXtBlock(nn.Module):
 
     def mix(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """All that follows the depthwise convolution, but for the residual."""
-        hidden = F.gelu(self.expand(self.norm(hidden)))
+        hidden = self.activation(self.expand(self.norm(hidden)))
         if self.response_norm is not None:
             hidden = self.response_norm(hidden, mask)
         return self.project(hidden)
@@ -119,10 +123,15 @@ class Backbone(nn.Module):
         self.output_norm = nn.LayerNorm(sizes.channels, eps=1e-6)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = masked(self.input_norm(self.input_conv(x)), mask)
+        x = masked(self.input_norm(self.input_conv(x.to(self.dtype))), mask)
         for block in self.blocks:
             x = block(x, mask)
         return masked(self.output_norm(x), mask)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the weights have and the input is converted to."""
+        return self.input_norm.weight.dtype
 
 
 def output_conv(sizes: PredictorConfig, n_outputs: int, kind: type[FrameConv] = FrameConv) -> FrameConv:
@@ -146,4 +155,4 @@ def _kernel_sizes(sizes: PredictorConfig) -> list[int]:
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:
     """Zero the padded frames, as a convolution pads the end of a single run."""
-    return x if mask is None else x * mask
+    return x if mask is None else x * mask.to(x.dtype)

@@ -85,7 +85,7 @@ class AmplitudeRefiner(Float32Buffers):
         """The log-amplitude (B, n_bins, T) that is refined."""
         with torch.autocast(mel.device.type, enabled=False):
             magnitude = self.inverse_basis @ mel.float().exp()
-            return magnitude.abs().clamp(min=AMPLITUDE_FLOOR).log().to(mel.dtype)
+            return magnitude.abs().clamp(min=AMPLITUDE_FLOOR).log().to(self.blocks[0].norm.weight.dtype)
 
 
 class PhasePredictor(nn.Module):

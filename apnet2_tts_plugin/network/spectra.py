@@ -150,7 +150,9 @@ class ISTFT(Float32Buffers):
         """What `_overlap_add` makes of squared windows at the frames where `present` (B, T) is 1."""
         pieces = self._in_hops(self.window.square())
         n_hops = len(pieces)
-        frames = F.pad(present, (n_hops - 1, n_hops - 1)).unfold(1, n_hops, 1)  # that reach into each hop, first to last
+        frames = F.pad(present, (n_hops - 1, n_hops - 1)).unfold(
+            1, n_hops, 1
+        )  # that reach into each hop, first to last
         return (frames @ pieces.flip(0)).flatten(1)
 
     def _in_hops(self, frames: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ class BackboneStream:
         self.output_convs = [ConvStream(conv) for conv in output_convs]
 
     def push(self, x: Tensor, last: bool) -> list[Tensor]:
-        x = self.backbone.input_norm(self.input_conv.push(x, last)[0])
+        x = self.backbone.input_norm(self.input_conv.push(x.to(self.backbone.dtype), last)[0])
         for block in self.blocks:
             x = block.push(x, last)
         x = self.backbone.output_norm(x)
@@ -175,7 +175,9 @@ class WaveformStream:
     def push(self, amplitude: Tensor, spectrum: Tensor, last: bool) -> Tensor:
         """Samples (B, N) that are complete now; with `last` all that are left."""
         if self.kept is not None:
-            amplitude, spectrum = (torch.cat(pair, dim=1) for pair in zip(self.kept, (amplitude, spectrum), strict=True))
+            amplitude, spectrum = (
+                torch.cat(pair, dim=1) for pair in zip(self.kept, (amplitude, spectrum), strict=True)
+            )
         n_frames = spectrum.shape[1]
         end = n_frames - 1 if last else n_frames - self.reach
         if end <= self.n_behind:
