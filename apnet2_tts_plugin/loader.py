@@ -55,6 +55,18 @@ def load_model(name_or_folder: str | os.PathLike, device: str = "cpu", runtime: 
     return model
 
 
+def load_with_runtime(words: str, device: str = "cpu") -> Apnet2:
+    """`load_model` of a name or folder, or of one with a runtime behind it, as in "apnet2@bfloat16".
+
+    Raises:
+        Apnet2Error: as `load_model`.
+    """
+    name, at, runtime = words.rpartition("@")
+    if not at or Path(words).exists():
+        return load_model(words, device)
+    return load_model(name, device, runtime)
+
+
 def read_config(path: Path) -> Apnet2Config:
     """The configuration in a JSON file.
 
