@@ -48,9 +48,8 @@ class FrameConv(nn.Conv1d):
         self.behind = kernel_size - 1 - look_ahead
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.behind == self.look_ahead:
-            return self.inside(x, self.look_ahead)
-        return self.inside(F.pad(x, (0, 0, self.behind, self.look_ahead)))
+        # Padded at the end as at the beginning, for which the library needs no copy; what is too much is left out.
+        return self.inside(x, self.behind)[:, : x.shape[1]]
 
     def inside(self, x: Tensor, padding: int = 0) -> Tensor:
         """With `padding` frames of zeros at both ends: (B, T, in_channels) to (B, T - behind - look_ahead, ...)."""

@@ -70,17 +70,11 @@ def _int8(generator: Generator, device: str) -> None:
         pack(predictor, Int8Linear)
 
 
-def _compiled(generator: Generator, device: str) -> None:
-    """In float32, by torch.compile."""
-    generator.compile(dynamic=True)
-
-
 RUNTIMES: dict[str, Callable[[Generator, str], None]] = {
     "eager": _eager,
     "packed": _packed,
     "bfloat16": _bfloat16,
     "int8": _int8,
-    "compiled": _compiled,
 }
 
 
@@ -89,4 +83,4 @@ def _require_onednn(name: str, device: str) -> None:
         reason = (
             "torch has no oneDNN here" if device == "cpu" else f"it is for processors, and the model is on {device}"
         )
-        raise ConfigError(f"runtime {name}: {reason}, expected eager, compiled or auto")
+        raise ConfigError(f"runtime {name}: {reason}, expected eager or auto")
