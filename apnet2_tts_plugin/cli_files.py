@@ -1,0 +1,175 @@
+"""The commands of `apnet2` that turn files into files: recordings and mels into waveforms, recordings into mels."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from apnet2_tts_plugin.cli_shared import DEVICE, fail, natural_number
+
+VOCODE = """\
+Vocode files with a model. Each IN is one of:
+
+  a recording           analysed to the model's mel and vocoded (copy
+                        synthesis); the output has as many samples. All formats
+                        that libsndfile reads will do, such as WAV, FLAC, MP3,
+                        Ogg and AIFF, and those of FFmpeg where it is installed
+  an .npy or .pt file   a natural-log mel (bands, frames) or (1, bands, frames)
+                        with the model's analysis settings, its frames centred
+                        at multiples of the hop (see --framing for others); with
+                        --tts, a mel as that acoustic model has it
+  a folder              all such files in it and its sub-folders, which OUT
+                        mirrors
+  -                     standard input: any of these files
+
+OUT is the file to write, in the format of its name: .wav, .flac, .mp3, .ogg,
+.opus, .aiff and others. It is a folder if it exists as one, ends in /, or there
+are several inputs; or - for standard output. The output is mono, of 16 bits, at
+the model's sample rate, as loud as the model makes it, but scaled down where
+its peak would be cut. It takes its name only when it is complete; an existing
+file is replaced. Files that cannot be vocoded are named and skipped, and the
+exit status is 1 at the end."""
+
+VOCODE_EXAMPLES = """\
+examples:
+  apnet2 vocode recording.wav vocoded.flac
+  apnet2 vocode *.wav vocoded/ --format mp3 --skip-existing
+  apnet2 vocode mels/ wavs/ --model my_model --tts my_tts/config.json
+  ffmpeg -i film.mkv -f wav - | apnet2 vocode - - | sox - -n stats
+"""
+
+MEL = """\
+Write the natural-log mels of recordings, as a model analyses them, to .npy
+files of shape (bands, frames) in float32: what `apnet2 vocode` makes of such a
+file is what it makes of the recording. IN and OUT are as for `apnet2 vocode`.
+"""
+
+MEL_EXAMPLES = """\
+examples:
+  apnet2 mel recording.wav recording.npy
+  apnet2 mel recordings/ mels/ --model my_model
+"""
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add them to a parser by `add(name, run, summary, description, epilog)`."""
+    vocode = add("vocode", _vocode, "vocode recordings, mels or folders of them", VOCODE, VOCODE_EXAMPLES)
+    _add_files(vocode, "recordings, .npy or .pt files, folders of them, or - for standard input")
+    vocode.add_argument("--device", default="auto", help=DEVICE)
+    vocode.add_argument(
+        "--tts",
+        metavar="CONFIG",
+        help="the mels are in this acoustic model's scale, and converted: its config.json, its folder, or the name of "
+        "a model that coqui-tts has downloaded",
+    )
+    vocode.add_argument(
+        "--iterations",
+        type=natural_number,
+        metavar="N",
+        help="iterations of fast Griffin-Lim behind the model's phase, with its amplitude (as the model says)",
+    )
+    vocode.add_argument(
+        "--framing",
+        choices=("centred", "hifigan"),
+        default="centred",
+        help="frames of mels are centred at multiples of the hop, or as in HiFi-GAN and Matcha-TTS (%(default)s)",
+    )
+    vocode.add_argument("--normalize", action="store_true", help="scale each output to a peak of 1 dB below full scale")
+    vocode.add_argument(
+        "--format",
+        type=_suffix,
+        metavar="SUFFIX",
+        help="format of the files in a folder and of standard output: wav, flac, mp3, ogg, opus, ... (wav)",
+    )
+
+    mel = add("mel", _mel, "write the mels of recordings", MEL, MEL_EXAMPLES)
+    _add_files(mel, "recordings, folders of them, or - for standard input")
+
+
+def _add_files(command: argparse.ArgumentParser, inputs: str) -> None:
+    """The arguments of a command that turns recordings into files."""
+    command.usage = f"{command.prog} [options] IN [IN ...] OUT"
+    command.add_argument("paths", metavar="IN ... OUT", nargs="+", help=f"{inputs}; last, the file or folder to write")
+    command.add_argument(
+        "--model", metavar="NAME_OR_DIR", default="apnet2", help="a name from `apnet2 list`, or a folder (%(default)s)"
+    )
+    command.add_argument(
+        "--no-resample", action="store_true", help="refuse recordings of other sample rates instead of converting them"
+    )
+    command.add_argument("--skip-existing", action="store_true", help="leave files alone that are there already")
+
+
+def _suffix(text: str) -> str:
+    from apnet2_tts_plugin.audio import FORMATS
+
+    suffix = f".{text.lower().removeprefix('.')}"
+    if suffix not in FORMATS:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected one of {', '.join(FORMATS)}")
+    return suffix
+
+
+def _vocode(arguments: argparse.Namespace) -> int:
+    from apnet2_tts_plugin import audio, batch, loader, vocode
+
+    if arguments.tts and arguments.framing != "centred":
+        arguments.command.error("--framing hifigan: leave it out, frames of mels for --tts are centred")
+    readable = (*audio.SUFFIXES, *vocode.FEATURE_SUFFIXES)
+    jobs = _jobs(arguments, readable, tuple(audio.FORMATS), arguments.format)
+    if not jobs:
+        return 0
+    model = loader.load_model(arguments.model, arguments.device)
+    model.set_iterations(arguments.iterations)
+    if arguments.framing != "centred" and model.config.input_features != "mel":
+        return fail("--framing hifigan is for mels, and this model vocodes the latents of a VITS", 2)
+    rate, pairing = model.config.audio.sample_rate, None
+    if arguments.tts:
+        tts_config = loader.read_acoustic_config(arguments.tts)
+        pairing = vocode.pairing_for_mels(tts_config, loader.audio_processor(tts_config), model.config)
+
+    def do(job):
+        resample, framing = not arguments.no_resample, arguments.framing
+        normalize, progress = arguments.normalize, len(jobs) == 1
+        waveform = vocode.vocode_file(model, job.source, resample, pairing, framing, normalize, progress)
+        batch.write(job, lambda file: audio.encode(file, waveform.numpy(), rate, job.suffix))
+        return len(waveform) / rate
+
+    return _report(batch.run(jobs, do), "vocoded")
+
+
+def _mel(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from apnet2_tts_plugin import audio, batch, loader, vocode
+
+    jobs = _jobs(arguments, audio.SUFFIXES, (".npy",))
+    if not jobs:
+        return 0
+    config = loader.read_vocoder_config(arguments.model)
+    log_mel = vocode.mel_analysis(config)
+
+    def do(job):
+        mel = vocode.analyse_file(log_mel, config.audio, job.source, not arguments.no_resample)
+        batch.write(job, lambda file: np.save(file, mel))
+        return (mel.shape[1] - 1) * config.audio.hop_length / config.audio.sample_rate
+
+    return _report(batch.run(jobs, do), "analysed")
+
+
+def _jobs(arguments: argparse.Namespace, readable: tuple, writable: tuple, suffix: str | None = None) -> list:
+    """What is to be done for the arguments of `_add_files`."""
+    from apnet2_tts_plugin import batch
+
+    *inputs, output = arguments.paths
+    if not inputs:
+        arguments.command.error("expected IN and OUT")
+    jobs = batch.plan(inputs, output, readable, writable, suffix)
+    return batch.without_existing(jobs) if arguments.skip_existing else jobs
+
+
+def _report(done, verb: str) -> int:
+    """Say how it went, and return the exit status."""
+    if done.n_files:
+        print(f"apnet2: {verb} {done}", file=sys.stderr)
+    n_jobs = done.n_files + done.n_failed
+    if done.n_failed and n_jobs > 1:
+        fail(f"{done.n_failed} of {n_jobs} files could not be {verb}")
+    return 1 if done.n_failed else 0
