@@ -1,6 +1,7 @@
 """The `apnet2` command: arguments in, calls out. Whatever needs torch is imported when a command runs.
 
-The commands for files are in `cli_files`, those for models in `cli_models`.
+The commands for files are in `cli_files`, those that compare vocoders in `cli_compare`, those for models in
+`cli_models`.
 """
 
 import argparse
@@ -8,14 +9,12 @@ import io
 import logging
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from apnet2_tts_plugin import __version__, cli_files, cli_models
-from apnet2_tts_plugin.cli_shared import DEVICE, fail, positive
+from apnet2_tts_plugin import __version__, cli_compare, cli_files, cli_models
+from apnet2_tts_plugin.cli_shared import fail
 from apnet2_tts_plugin.errors import Apnet2Error, PairingError
 
 DESCRIPTION = """\
@@ -33,32 +32,6 @@ exit status:
   1  something could not be done; one line on stderr says what and why
   2  wrong arguments
   130  interrupted with Ctrl-C; no partial output is left
-"""
-
-EVALUATE = """\
-Compare vocoders on recordings: each gets the mel of every recording, and what
-it makes of it is compared with the recording. RECORDINGS are audio files and
-folders of them. A vocoder, --system, is one of:
-
-  NAME_OR_DIR            an APNet2: a name from `apnet2 list`, or a folder
-  coqui:CONFIG_OR_DIR    any vocoder of coqui-tts: its config.json, with the
-                         weights beside it, or that folder
-  griffin_lim:ITERATIONS librosa's Griffin-Lim, from APNet2's mel
-  wavs:DIR               audio files that something else made, with the names
-                         of the recordings; the recordings' own folder shows
-                         what is the best that a metric can give
-
-OUT gets report.html (tables, spectrograms and players, with nothing to load
-from elsewhere), files.csv (every file and vocoder) and summary.json (means, and
-differences to the first vocoder with 95 % bootstrap intervals). A file that
-cannot be read or vocoded is named and skipped, and the exit status is 1 at the
-end. A metric whose package is missing is left out; the extra `eval` has all."""
-
-EVALUATE_EXAMPLES = """\
-examples:
-  apnet2 evaluate recordings/ --out report
-  apnet2 evaluate recordings/ --system apnet2 --system griffin_lim:60 \\
-      --system coqui:hifigan/config.json --system wavs:others/ --out report
 """
 
 PAIR = """\
@@ -132,31 +105,7 @@ def _parser() -> Parser:
 
     cli_files.add_commands(add)
 
-    evaluate = add("evaluate", _evaluate, "compare vocoders on recordings", EVALUATE, EVALUATE_EXAMPLES)
-    evaluate.add_argument("recordings", metavar="RECORDINGS", nargs="+", help="audio files, or folders of them")
-    evaluate.add_argument(
-        "--system", metavar="VOCODER", action="append", help="a vocoder, may be given several times (apnet2)"
-    )
-    evaluate.add_argument("--out", metavar="OUT", required=True, help="folder to write to")
-    evaluate.add_argument("--last", type=positive, metavar="N", help="only the last N files of each folder by path")
-    evaluate.add_argument(
-        "--jobs",
-        type=positive,
-        metavar="N",
-        default=1,
-        help="processes to share the files, each with one thread (%(default)s)",
-    )
-    evaluate.add_argument("--device", default="auto", help=DEVICE)
-    evaluate.add_argument(
-        "--rate", type=positive, metavar="HZ", default=22050, help="sample rate to compare at (%(default)s)"
-    )
-    evaluate.add_argument(
-        "--show",
-        type=positive,
-        metavar="N",
-        default=20,
-        help="how many of the worst files to show and play (%(default)s)",
-    )
+    cli_compare.add_commands(add)
 
     pair = add("pair", _pair, "say how well an acoustic model goes with a vocoder", PAIR, PAIR_EXAMPLES)
     pair.add_argument(
@@ -178,25 +127,6 @@ def _parser() -> Parser:
 
 
 _AsWritten = argparse.RawDescriptionHelpFormatter
-
-
-def _evaluate(arguments: argparse.Namespace) -> int:
-    from apnet2_tts_plugin import loader
-    from apnet2_tts_plugin.evaluation import compare, report
-
-    systems = tuple(dict.fromkeys(arguments.system or ["apnet2"]))
-    recordings = compare.find_recordings(arguments.recordings, arguments.last)
-    out = report.prepare(arguments.out)
-    with tempfile.TemporaryDirectory(prefix="apnet2-") as waveforms:
-        task = compare.Task(systems, str(loader.usable_device(arguments.device)), arguments.rate, Path(waveforms))
-        comparison = compare.compare(recordings, task, arguments.jobs)
-        written = report.write(comparison, out, arguments.show)
-    print(report.table(comparison))
-    for path in written:
-        print(f"wrote {path}")
-    if comparison.skipped:
-        return fail(f"{len(comparison.skipped)} of {len(recordings)} files could not be evaluated")
-    return 0
 
 
 def _pair(arguments: argparse.Namespace) -> int:

@@ -140,11 +140,12 @@ class GriffinLim:
         waveform = read_at(recording.path, settings.sample_rate)
         mel = self.log_mel(whole_hops(waveform, settings)[None])[0].exp().numpy()
         start = time.perf_counter()
-        copy = self._vocode(mel)
+        copy = self.vocode(mel)
         seconds = time.perf_counter() - start
         return Copy(copy[: len(waveform)], settings.sample_rate, seconds)
 
-    def _vocode(self, mel: np.ndarray) -> np.ndarray:
+    def vocode(self, mel: np.ndarray) -> np.ndarray:
+        """The waveform of a mel (n_mels, T), which is not a logarithm."""
         settings = self.audio
         magnitude = librosa.feature.inverse.mel_to_stft(
             mel,
