@@ -87,8 +87,10 @@ def test_weights_of_zeros_are_no_matter():
     assert torch.equal(layer(torch.randn(1, 3, 4)), torch.ones(1, 3, 8))
 
 
-def test_auto_is_packed_on_a_processor():
-    assert tiny.model().use_runtime("auto") == "packed"
+@pytest.mark.parametrize(("capability", "name"), [("AVX512", "packed"), ("AVX2", "eager")])
+def test_auto_is_packed_where_that_pays(capability, name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert tiny.model().use_runtime("auto") == name
 
 
 def layers_in_use(model, kind) -> bool:
