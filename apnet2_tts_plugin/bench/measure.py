@@ -13,7 +13,8 @@ from apnet2_tts_plugin.bench import clock, memory
 from apnet2_tts_plugin.bench.systems import System, make_system
 from apnet2_tts_plugin.errors import DataError
 
-PLAIN = "plain"  # what speeds are compared with where it is measured
+PLAIN = "plain"  # what speeds are compared with where it is measured,
+BASE = "preset:base"  # and what has its weights
 TOLERANCE = 1e-4  # of the peak, between the plain transcription and ours
 
 
@@ -61,13 +62,16 @@ class Speed:
 
 @dataclass
 class Figures:
-    """What does not depend on the length, or is measured at one: the longest single mel that is not streamed."""
+    """What does not depend on the length, or is measured at one: the longest single mel that is not streamed.
+
+    Without a stream the first sample comes with the last. None is what was not measured.
+    """
 
     system: str
-    load_seconds: float
-    first_sample_seconds: float
     gflop_per_second: float
+    first_sample_seconds: float | None
     snr_db: float | None
+    load_seconds: float | None = None
 
 
 @torch.inference_mode()
@@ -92,7 +96,7 @@ def measure(plan: Plan) -> tuple[list[Speed], list[Figures]]:
         found = _speeds(taking_part, seconds, batch, plan, flop)
         speeds += found
         expected |= {speed.system: 1 / speed.times_real_time for speed in found}
-    figures = _figures(systems, plan, flop)
+    figures = _figures(systems, plan, flop, speeds)
     _add_memory(speeds, figures, plan)
     return speeds, figures
 
@@ -120,20 +124,37 @@ def _speeds(systems: dict[str, System], seconds: float, batch: int, plan: Plan, 
     return found
 
 
-def _figures(systems: dict[str, System], plan: Plan, flop: dict[str, float]) -> list[Figures]:
+def _figures(systems: dict[str, System], plan: Plan, flop: dict[str, float], speeds: list[Speed]) -> list[Figures]:
     """All but the load times, which come with the memory."""
-    seconds = max(seconds for seconds, _ in plan.lengths if seconds <= memory.STREAMED)
-    mels = {words: system.mel(seconds, 1, plan.device) for words, system in systems.items()}
-    outputs = {words: system.run(mels[words]).flatten() for words, system in systems.items()}
+    single = [speed for speed in speeds if speed.batch == 1 and speed.seconds <= memory.STREAMED]
+    seconds = max((speed.seconds for speed in single), default=1.0)
+    first_samples = {speed.system: seconds / speed.times_real_time for speed in single if speed.seconds == seconds}
+    streams = {
+        words: partial(_first_piece, system, system.mel(seconds, 1, plan.device))
+        for words, system in systems.items()
+        if system.stream is not None
+    }
+    times = clock.interleave(streams, plan.rounds, "first sample", plan.device)
+    first_samples |= {words: statistics.median(times[words]) for words in streams}
+    snrs = _snrs(systems, seconds, plan.device)
+    return [Figures(words, flop[words] / 1e9, first_samples.get(words), snrs.get(words)) for words in systems]
+
+
+def _first_piece(system: System, mel: Tensor) -> Tensor:
+    return next(system.stream(mel))
+
+
+def _snrs(systems: dict[str, System], seconds: float, device: str) -> dict[str, float]:
+    """Signal-to-noise ratios in dB of those whose reference is measured too.
+
+    Raises:
+        DataError: if ours and the plain transcription, both measured, are not the same vocoder.
+    """
+    compared = {words: system.reference for words, system in systems.items() if system.reference in systems}
+    wanted = {*compared, *compared.values()} | {PLAIN, BASE} & systems.keys()
+    outputs = {words: systems[words].run(systems[words].mel(seconds, 1, device)).flatten() for words in wanted}
     _check_equal(outputs)
-    firsts = {words: partial(_first_sample, system, mels[words]) for words, system in systems.items()}
-    times = clock.interleave(firsts, plan.rounds, "first sample", plan.device)
-    found = []
-    for words, system in systems.items():
-        known = outputs.get(system.reference)
-        snr = None if known is None else _snr(known, outputs[words])
-        found.append(Figures(words, 0.0, statistics.median(times[words]), flop[words] / 1e9, snr))
-    return found
+    return {words: _snr(outputs[reference], outputs[words]) for words, reference in compared.items()}
 
 
 def _add_memory(speeds: list[Speed], figures: list[Figures], plan: Plan) -> None:
@@ -141,15 +162,11 @@ def _add_memory(speeds: list[Speed], figures: list[Figures], plan: Plan) -> None
     for figure in tqdm(figures, desc="memory", unit="system"):
         own = [speed for speed in speeds if speed.system == figure.system]
         lengths = [(speed.seconds, speed.batch) for speed in own]
-        arguments = figure.system, lengths, plan.threads, plan.device
-        figure.load_seconds, peaks = memory.in_own_process(memory.load_and_peaks, *arguments)
-        for speed, peak in zip(own, peaks, strict=True):
-            speed.peak_mb = peak
-
-
-def _first_sample(system: System, mel: Tensor) -> Tensor:
-    """The first audio: of a stream its first piece, else all."""
-    return system.run(mel) if system.stream is None else next(system.stream(mel))
+        if lengths:
+            arguments = figure.system, lengths, plan.threads, plan.device
+            figure.load_seconds, peaks = memory.in_own_process(memory.load_and_peaks, *arguments)
+            for speed, peak in zip(own, peaks, strict=True):
+                speed.peak_mb = peak
 
 
 def _flop(system: System, plan: Plan) -> float:
@@ -167,11 +184,11 @@ def _flop(system: System, plan: Plan) -> float:
 
 def _check_equal(outputs: dict[str, Tensor]) -> None:
     """Stop if the plain transcription and ours, both measured, are not the same vocoder."""
-    if {PLAIN, "preset:base"} <= outputs.keys():
+    if {PLAIN, BASE} <= outputs.keys():
         expected = outputs[PLAIN]
-        error = ((outputs["preset:base"] - expected).abs().max() / expected.abs().max()).item()
+        error = ((outputs[BASE] - expected).abs().max() / expected.abs().max()).item()
         if not error <= TOLERANCE:
-            raise DataError(f"preset:base differs from the plain transcription by {error:.1e} of the peak")
+            raise DataError(f"{BASE} differs from the plain transcription by {error:.1e} of the peak")
 
 
 def _snr(reference: Tensor, other: Tensor) -> float:

@@ -101,8 +101,8 @@ def _figure_table(speeds: list[measure.Speed], figures: list[measure.Figures]) -
         rows.append(
             [
                 figure.system,
-                f"{1e3 * figure.first_sample_seconds:.0f}",
-                f"{figure.load_seconds:.2f}",
+                "-" if figure.first_sample_seconds is None else f"{1e3 * figure.first_sample_seconds:.0f}",
+                "-" if figure.load_seconds is None else f"{figure.load_seconds:.2f}",
                 f"{single[-1].peak_mb:.0f}" if single else "-",
                 f"{long[-1].peak_mb:.0f}" if long else "-",
                 f"{figure.gflop_per_second:.2f}" if figure.gflop_per_second else "-",
