@@ -1,4 +1,4 @@
-"""Commands that turn files into files: which are read, what each becomes, and doing it one by one."""
+"""Commands that turn files into files: which are read, what each becomes, and doing it, one by one or many at once."""
 
 import io
 import logging
@@ -6,8 +6,10 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,11 +19,14 @@ from tqdm import tqdm
 from apnet2_tts_plugin.audio import Source, StandardInput, has_suffix
 from apnet2_tts_plugin.errors import Apnet2Error, DataError, OutputError, one_line
 from apnet2_tts_plugin.files import write_atomically
+from apnet2_tts_plugin.workers import Check, go_on, in_threads
 
 logger = logging.getLogger(__name__)
 
 STANDARD = "-"  # standard input, or standard output
 NAMED = 3  # of the files that a folder has and that are left out
+WINDOW = 256  # jobs among which those of like lengths are looked for
+IN_MEMORY = 1800.0  # seconds of audio that threads work on at the same time: ten minutes take about 400 MB
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,24 @@ class Job:
     source: Source
     target: Path | None
     suffix: str
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How threads share the jobs.
+
+    Attributes:
+        n_threads: How many threads.
+        seconds: The length of a file's audio in seconds, roughly, at little cost.
+        most: How much audio is done at once by a thread, in seconds, if files are shorter than that.
+    """
+
+    n_threads: int
+    seconds: Callable[[Source], float]
+    most: float
+
+
+Do = Callable[[list[Job], Check], list[float | Apnet2Error]]
 
 
 @dataclass(frozen=True)
@@ -167,27 +190,47 @@ def without_existing(jobs: list[Job]) -> list[Job]:
     return left
 
 
-def run(jobs: list[Job], do: Callable[[Job], float]) -> Done:
+def run(jobs: list[Job], do: Do, sharing: Sharing | None = None) -> Done:
     """Do all jobs; those that cannot be done are named in the log and left out.
 
     Args:
         jobs: What `plan` gives.
-        do: Does one, and returns the length of its audio in seconds.
+        do: Does one, or several at once. It gives, for each, the length of its audio in seconds, or why it could not be
+            done. Its second argument is to be called now and then; it raises if all is to end.
+        sharing: How threads share the jobs; by default they are done in order, one by one.
 
     Raises:
         OutputError: if a file cannot be written; there is no part of it then, and the rest is not tried.
     """
-    start, seconds = time.perf_counter(), []
-    for job in tqdm(jobs, unit="file", disable=None if len(jobs) > 1 else True):
-        try:
-            if isinstance(job.source, Path) and not job.source.exists():
-                raise DataError(f"{job.source}: no such file or folder")
-            seconds.append(do(job))
-        except OutputError:
-            raise
-        except Apnet2Error as error:
-            logger.error("%s", error)
-    return Done(len(seconds), len(jobs) - len(seconds), sum(seconds), time.perf_counter() - start)
+    start, lengths = time.perf_counter(), []
+    if sharing:
+        outcomes = in_threads(do, _shares(jobs, sharing), sharing.n_threads, IN_MEMORY)
+    else:
+        outcomes = (do([job], go_on) for job in jobs)
+    with closing(outcomes), tqdm(total=len(jobs), unit="file", disable=None if len(jobs) > 1 else True) as bar:
+        for outcome in chain.from_iterable(outcomes):
+            if isinstance(outcome, Apnet2Error):
+                logger.error("%s", outcome)
+            else:
+                lengths.append(outcome)
+            bar.update()
+    return Done(len(lengths), len(jobs) - len(lengths), sum(lengths), time.perf_counter() - start)
+
+
+def _shares(jobs: list[Job], sharing: Sharing) -> Iterator[tuple[list[Job], float]]:
+    """Jobs of like lengths, and how long they are together if all are as long as the longest of them."""
+    for start in range(0, len(jobs), WINDOW):
+        lengths = [(sharing.seconds(job.source), job) for job in jobs[start : start + WINDOW]]
+        lengths.sort(key=lambda pair: pair[0], reverse=True)  # or the longest might keep one thread busy at the end
+        most = min(sharing.most, sum(length for length, _ in lengths) / sharing.n_threads)
+        share, longest = [], 0.0
+        for length, job in lengths:
+            if share and longest * (len(share) + 1) > most:
+                yield share, longest * len(share)
+                share = []
+            longest = longest if share else length
+            share.append(job)
+        yield share, longest * len(share)
 
 
 def write(job: Job, encode: Callable[[BinaryIO], None]) -> None:

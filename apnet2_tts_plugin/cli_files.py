@@ -3,8 +3,10 @@
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 
-from apnet2_tts_plugin.cli_shared import DEVICE, fail, natural_number
+from apnet2_tts_plugin.cli_shared import DEVICE, fail, natural_number, positive
+from apnet2_tts_plugin.errors import Apnet2Error
 
 VOCODE = """\
 Vocode files with a model. Each IN is one of:
@@ -95,6 +97,12 @@ def _add_files(command: argparse.ArgumentParser, inputs: str) -> None:
     command.add_argument(
         "--no-resample", action="store_true", help="refuse recordings of other sample rates instead of converting them"
     )
+    command.add_argument(
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="threads to share the files, which vocode short ones in batches; 1: file by file (as many as processors)",
+    )
     command.add_argument("--skip-existing", action="store_true", help="leave files alone that are there already")
 
 
@@ -125,20 +133,26 @@ def _vocode(arguments: argparse.Namespace) -> int:
         tts_config = loader.read_acoustic_config(arguments.tts)
         pairing = vocode.pairing_for_mels(tts_config, loader.audio_processor(tts_config), model.config)
 
-    def do(job):
-        resample, framing = not arguments.no_resample, arguments.framing
-        normalize, progress = arguments.normalize, len(jobs) == 1
-        waveform = vocode.vocode_file(model, job.source, resample, pairing, framing, normalize, progress)
+    options = not arguments.no_resample, pairing, arguments.framing, arguments.normalize
+    vocoder = vocode.FileVocoder(model, *options, progress=len(jobs) == 1)
+
+    def write(job, waveform):
+        if isinstance(waveform, Apnet2Error):
+            return waveform
         batch.write(job, lambda file: audio.encode(file, waveform.numpy(), rate, job.suffix))
         return len(waveform) / rate
 
-    return _report(batch.run(jobs, do), "vocoded")
+    def do(some, check):
+        return list(map(write, some, vocoder.several([job.source for job in some], check)))
+
+    sharing = _sharing(arguments.jobs, jobs, model.config, vocode.BATCH.get(model.device.type, 0.0))
+    return _report(batch.run(jobs, do, sharing), "vocoded")
 
 
 def _mel(arguments: argparse.Namespace) -> int:
     import numpy as np
 
-    from apnet2_tts_plugin import audio, batch, loader, vocode
+    from apnet2_tts_plugin import audio, batch, loader, vocode, workers
 
     jobs = _jobs(arguments, audio.SUFFIXES, (".npy",))
     if not jobs:
@@ -146,12 +160,26 @@ def _mel(arguments: argparse.Namespace) -> int:
     config = loader.read_vocoder_config(arguments.model)
     log_mel = vocode.mel_analysis(config)
 
-    def do(job):
+    def analyse(job):
         mel = vocode.analyse_file(log_mel, config.audio, job.source, not arguments.no_resample)
         batch.write(job, lambda file: np.save(file, mel))
         return (mel.shape[1] - 1) * config.audio.hop_length / config.audio.sample_rate
 
-    return _report(batch.run(jobs, do), "analysed")
+    def do(some, check):
+        return [workers.attempt(analyse, job) for job in some]
+
+    return _report(batch.run(jobs, do, _sharing(arguments.jobs, jobs, config, 0.0)), "analysed")
+
+
+def _sharing(n_threads: int | None, jobs: list, config, most: float):
+    """How threads share the jobs; None if they are to be done one by one."""
+    import torch
+
+    from apnet2_tts_plugin import batch, vocode
+
+    n_threads = min(n_threads or torch.get_num_threads(), len(jobs))
+    seconds = partial(vocode.seconds, config=config)
+    return batch.Sharing(n_threads, seconds, most) if n_threads > 1 else None
 
 
 def _jobs(arguments: argparse.Namespace, readable: tuple, writable: tuple, suffix: str | None = None) -> list:
