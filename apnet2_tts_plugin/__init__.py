@@ -16,9 +16,9 @@ Example:
     torch.Size([22050])
 
 The rooms, from what users call down to what everything rests on: `__main__`, `cli` with `cli_files` and `cli_models`,
-`_boot` (when coqui-tts is changed) and `_host` (what is changed in it); `finetuning`, `recipe`, `evaluation`, `vocode`,
-`batch`, `export`, `loader`; `pairing`; `model`; `training`; `weights`, `metrics`; `network`; `audio`, `config`;
-`files`, `errors`. Each imports from those behind it only.
+`_boot` (when coqui-tts is changed) and `_host` (what is changed in it); `finetuning`, `recipe`, `evaluation`, `piped`,
+`vocode`, `batch`, `export`, `loader`; `pairing`; `model`; `training`; `weights`, `metrics`; `network`; `audio_stream`,
+`audio`, `config`; `workers`, `files`, `errors`. Each imports from those behind it only.
 """
 
 from apnet2_tts_plugin import _boot

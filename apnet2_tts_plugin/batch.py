@@ -3,11 +3,12 @@
 import io
 import logging
 import os
+import stat
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -112,9 +113,7 @@ def plan(
     if output == STANDARD:
         if len(inputs) > 1 or folders:
             raise OutputError("standard output takes one file; for several, expected a folder to write to")
-        if sys.stdout is None or sys.stdout.isatty():
-            state = "closed" if sys.stdout is None else "a terminal"
-            raise OutputError(f"standard output is {state}, expected a file (> OUT) or a program (| PROGRAM)")
+        standard_output()
         return [Job(_source(inputs[0]), None, default)]
     target = Path(output)
     if len(inputs) == 1 and not folders and not (target.is_dir() or output.endswith(os.sep)):
@@ -128,12 +127,41 @@ def plan(
     return _refuse_overwriting(_refuse_repeated(jobs))
 
 
+def standard_input() -> BinaryIO:
+    """What is read from.
+
+    Raises:
+        DataError: if it is closed.
+    """
+    if sys.stdin is None:
+        raise DataError("standard input is closed, expected a file there (< IN) or a program (PROGRAM |)")
+    return sys.stdin.buffer
+
+
+def standard_output() -> BinaryIO:
+    """What is written to.
+
+    Raises:
+        OutputError: if it is closed or a terminal.
+    """
+    if sys.stdout is None or sys.stdout.isatty():
+        state = "closed" if sys.stdout is None else "a terminal"
+        raise OutputError(f"standard output is {state}, expected a file (> OUT) or a program (| PROGRAM)")
+    return sys.stdout.buffer
+
+
+def is_regular_file(stream: BinaryIO) -> bool:
+    """Whether it is a file on a disk, which nobody waits for to be filled."""
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except OSError:  # a stream that a program has put in its place
+        return False
+
+
 def _source(name: str) -> Source:
     path = Path(name)
     if name == STANDARD:
-        if sys.stdin is None:
-            raise DataError("standard input is closed, expected a file there (< IN) or a program (PROGRAM |)")
-        return StandardInput(sys.stdin.buffer.read())
+        return StandardInput(standard_input().read())
     return StandardInput(path.read_bytes(), name) if path.is_fifo() else path
 
 
@@ -202,34 +230,42 @@ def run(jobs: list[Job], do: Do, sharing: Sharing | None = None) -> Done:
     Raises:
         OutputError: if a file cannot be written; there is no part of it then, and the rest is not tried.
     """
-    start, lengths = time.perf_counter(), []
+    start = time.perf_counter()
+
+    def do_share(share, check):
+        return list(zip(share, do([jobs[i] for i in share], check), strict=True))
+
     if sharing:
-        outcomes = in_threads(do, _shares(jobs, sharing), sharing.n_threads, IN_MEMORY)
+        outcomes = in_threads(do_share, _shares(jobs, sharing), sharing.n_threads, IN_MEMORY)
     else:
-        outcomes = (do([job], go_on) for job in jobs)
+        outcomes = (do_share([i], go_on) for i in range(len(jobs)))
+    results: list[float | Apnet2Error | None] = [None] * len(jobs)
+    n_reported = 0  # in the order of the jobs
     with closing(outcomes), tqdm(total=len(jobs), unit="file", disable=None if len(jobs) > 1 else True) as bar:
-        for outcome in chain.from_iterable(outcomes):
-            if isinstance(outcome, Apnet2Error):
-                logger.error("%s", outcome)
-            else:
-                lengths.append(outcome)
+        for i, result in chain.from_iterable(outcomes):
+            results[i] = result
             bar.update()
+            while n_reported < len(jobs) and results[n_reported] is not None:
+                if isinstance(results[n_reported], Apnet2Error):
+                    logger.error("%s", results[n_reported])
+                n_reported += 1
+    lengths = [result for result in results if not isinstance(result, Apnet2Error)]
     return Done(len(lengths), len(jobs) - len(lengths), sum(lengths), time.perf_counter() - start)
 
 
-def _shares(jobs: list[Job], sharing: Sharing) -> Iterator[tuple[list[Job], float]]:
-    """Jobs of like lengths, and how long they are together if all are as long as the longest of them."""
+def _shares(jobs: list[Job], sharing: Sharing) -> Iterator[tuple[list[int], float]]:
+    """The numbers of jobs of like lengths, and how long they are together if all are as long as the longest of them."""
     for start in range(0, len(jobs), WINDOW):
-        lengths = [(sharing.seconds(job.source), job) for job in jobs[start : start + WINDOW]]
-        lengths.sort(key=lambda pair: pair[0], reverse=True)  # or the longest might keep one thread busy at the end
-        most = min(sharing.most, sum(length for length, _ in lengths) / sharing.n_threads)
+        window = range(start, min(start + WINDOW, len(jobs)))
+        lengths = {i: sharing.seconds(jobs[i].source) for i in window}
+        most = min(sharing.most, sum(lengths.values()) / sharing.n_threads)
         share, longest = [], 0.0
-        for length, job in lengths:
+        for i in sorted(window, key=lengths.get, reverse=True):  # or the longest might keep one thread busy at the end
             if share and longest * (len(share) + 1) > most:
                 yield share, longest * len(share)
                 share = []
-            longest = longest if share else length
-            share.append(job)
+            longest = longest if share else lengths[i]
+            share.append(i)
         yield share, longest * len(share)
 
 
@@ -241,7 +277,7 @@ def write(job: Job, encode: Callable[[BinaryIO], None]) -> None:
         BrokenPipeError: if nobody reads standard output any more.
     """
     content = io.BytesIO()
-    try:
+    with writing(job.target):
         encode(content)
         if job.target is None:
             sys.stdout.buffer.write(content.getvalue())
@@ -249,8 +285,15 @@ def write(job: Job, encode: Callable[[BinaryIO], None]) -> None:
         else:
             target = Path(os.path.realpath(job.target))  # of a link the file that it names, as other programs do
             write_atomically(target, lambda temporary: temporary.write_bytes(content.getvalue()))
+
+
+@contextmanager
+def writing(target: Path | None) -> Iterator[None]:
+    """Whatever goes wrong while a file, or standard output, is written is an `OutputError` or `BrokenPipeError`."""
+    try:
+        yield
     except BrokenPipeError:
         raise
     except (OSError, soundfile.LibsndfileError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise OutputError(f"{job.target or 'standard output'}: cannot be written ({reason})") from error
+        raise OutputError(f"{target or 'standard output'}: cannot be written ({reason})") from error

@@ -21,7 +21,8 @@ Vocode files with a model. Each IN is one of:
                         --tts, a mel as that acoustic model has it
   a folder              all such files in it and its sub-folders, which OUT
                         mirrors
-  -                     standard input: any of these files
+  -                     standard input: any of these files; .npy files in a row
+                        are one mel in pieces
 
 OUT is the file to write, in the format of its name: .wav, .flac, .mp3, .ogg,
 .opus, .aiff and others. It is a folder if it exists as one, ends in /, or there
@@ -29,7 +30,11 @@ are several inputs; or - for standard output. The output is mono, of 16 bits, at
 the model's sample rate, as loud as the model makes it, but scaled down where
 its peak would be cut. It takes its name only when it is complete; an existing
 file is replaced. Files that cannot be vocoded are named and skipped, and the
-exit status is 1 at the end."""
+exit status is 1 at the end.
+
+From - to -, a pipe, WAV, .npy and --raw are vocoded while they arrive: the
+header tells no length, and what exceeds full scale is clipped. A model that
+pools over the sentence (not the bundled ones) vocodes windows that overlap."""
 
 VOCODE_EXAMPLES = """\
 examples:
@@ -37,6 +42,7 @@ examples:
   apnet2 vocode *.wav vocoded/ --format mp3 --skip-existing
   apnet2 vocode mels/ wavs/ --model my_model --tts my_tts/config.json
   ffmpeg -i film.mkv -f wav - | apnet2 vocode - - | sox - -n stats
+  arecord -t raw -f S16_LE -r 22050 | apnet2 vocode - - --raw | aplay -f S16_LE -r 22050
 """
 
 MEL = """\
@@ -80,7 +86,14 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--format",
         type=_suffix,
         metavar="SUFFIX",
-        help="format of the files in a folder and of standard output: wav, flac, mp3, ogg, opus, ... (wav)",
+        help="format of the files in a folder and of standard output: wav, flac, mp3, ogg, opus, ... (wav); raw, for "
+        "standard output alone, is 16-bit little-endian samples without a header",
+    )
+    vocode.add_argument(
+        "--raw",
+        action="store_true",
+        help="for - -: standard input has no header, 16-bit little-endian samples of one channel at the model's rate; "
+        "standard output likewise, unless --format is given",
     )
 
     mel = add("mel", _mel, "write the mels of recordings", MEL, MEL_EXAMPLES)
@@ -107,27 +120,36 @@ def _add_files(command: argparse.ArgumentParser, inputs: str) -> None:
 
 
 def _suffix(text: str) -> str:
-    from apnet2_tts_plugin.audio import FORMATS
+    from apnet2_tts_plugin.audio import FORMATS, RAW
 
     suffix = f".{text.lower().removeprefix('.')}"
-    if suffix not in FORMATS:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected one of {', '.join(FORMATS)}")
+    if suffix not in (*FORMATS, RAW):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected one of {', '.join((*FORMATS, RAW))}")
     return suffix
 
 
 def _vocode(arguments: argparse.Namespace) -> int:
-    from apnet2_tts_plugin import audio, batch, loader, vocode
+    from apnet2_tts_plugin import audio, batch, loader, piped, vocode
 
     if arguments.tts and arguments.framing != "centred":
         arguments.command.error("--framing hifigan: leave it out, frames of mels for --tts are centred")
-    readable = (*audio.SUFFIXES, *vocode.FEATURE_SUFFIXES)
-    jobs = _jobs(arguments, readable, tuple(audio.FORMATS), arguments.format)
+    if arguments.format == audio.RAW and arguments.paths[-1] != batch.STANDARD:
+        arguments.command.error("--format raw: is for standard output")
+    suffix = arguments.format or (audio.RAW if arguments.raw else ".wav")
+    arriving = _arriving(arguments, suffix)
+    if arriving is None:
+        readable = (*audio.SUFFIXES, *vocode.FEATURE_SUFFIXES)
+        jobs = _jobs(arguments, readable, tuple(audio.FORMATS), arguments.format)
+    else:
+        jobs = [batch.Job(arriving, None, suffix)]
     if not jobs:
         return 0
     model = loader.load_model(arguments.model, arguments.device)
     model.set_iterations(arguments.iterations)
     if arguments.framing != "centred" and model.config.input_features != "mel":
         return fail("--framing hifigan is for mels, and this model vocodes the latents of a VITS", 2)
+    if arriving is not None and not isinstance(arriving, audio.StandardInput):
+        return _report(piped.vocode_stream(model, arriving, sys.stdout.buffer, suffix == audio.RAW), "vocoded")
     rate, pairing = model.config.audio.sample_rate, None
     if arguments.tts:
         tts_config = loader.read_acoustic_config(arguments.tts)
@@ -147,6 +169,24 @@ def _vocode(arguments: argparse.Namespace) -> int:
 
     sharing = _sharing(arguments.jobs, jobs, model.config, vocode.BATCH.get(model.device.type, 0.0))
     return _report(batch.run(jobs, do, sharing), "vocoded")
+
+
+def _arriving(arguments: argparse.Namespace, suffix: str):
+    """Standard input, if it is to be vocoded while it arrives; as a whole where it is of another kind; or else None."""
+    from apnet2_tts_plugin import audio, batch, piped
+
+    whole = arguments.normalize or arguments.tts or arguments.framing != "centred" or suffix not in (".wav", audio.RAW)
+    is_piped = arguments.paths == [batch.STANDARD, batch.STANDARD]
+    if arguments.raw and (whole or not is_piped):
+        arguments.command.error(
+            "--raw: expected - - as IN and OUT, and none of --normalize, --tts, --framing and compressed formats"
+        )
+    if whole or not is_piped:
+        return None
+    out = batch.standard_output()
+    if batch.is_regular_file(out) and not arguments.raw:
+        return None
+    return piped.open_input(batch.standard_input(), arguments.raw, not arguments.no_resample)
 
 
 def _mel(arguments: argparse.Namespace) -> int:

@@ -131,11 +131,7 @@ class FileVocoder:
             features = _features(model, source, suffix, self.pairing).to(model.device)
             n_frames = features.shape[2]
             return Features(iter(features.split(PIECE, dim=2)), n_frames, (n_frames - 1) * audio.hop_length)
-        if model.config.input_features == "latent":
-            raise DataError(
-                f"{source}: is a recording, but this model vocodes latents of a VITS; expected a "
-                f"{' or '.join(FEATURE_SUFFIXES)} file of shape ({model.config.n_inputs}, frames)"
-            )
+        check_vocodes_recordings(source, model)
         recording = _recording(source, audio.sample_rate, self.resample)
         padded = whole_hops(recording, audio).to(model.device)
         pieces = model.log_mel.pieces(padded, PIECE)
@@ -266,20 +262,54 @@ def _features(model: Apnet2, source: Source, suffix: str, pairing: Pairing | Non
 
 def _read_features(source: Source, suffix: str, n_channels: int) -> Tensor:
     """A mel or a latent as (1, n_channels, T) in float32; the file holds that or (n_channels, T), with T >= 2."""
-    features = _read_array(source, suffix)
+    features = checked_features(source, _read_array(source, suffix), n_channels)
+    if features.shape[2] < 2:
+        raise DataError(f"{source}: has {features.shape[2]} frames, expected at least 2")
+    return features
+
+
+def checked_features(source: Source, features: Tensor, n_channels: int) -> Tensor:
+    """A mel or a latent, (n_channels, T) or (1, n_channels, T), as (1, n_channels, T) in float32.
+
+    Raises:
+        DataError: if it is of another shape or type, or not finite.
+    """
     shape = tuple(features.shape)
     if len(shape) not in (2, 3) or shape[-2] != n_channels or (len(shape) == 3 and shape[0] != 1):
         hint = "; it is transposed" if len(shape) > 1 and shape[-1] == n_channels else ""
         expected = f"({n_channels}, frames) or (1, {n_channels}, frames)"
         raise DataError(f"{source}: has shape {shape}, expected {expected}{hint}")
-    if shape[-1] < 2:
-        raise DataError(f"{source}: has {shape[-1]} frames, expected at least 2")
     if not features.is_floating_point():
         raise DataError(f"{source}: has numbers of type {features.dtype}, expected floating ones")
     features = features.detach().float().reshape(1, n_channels, -1)
     if not features.isfinite().all():
         raise DataError(f"{source}: has NaN or infinite values")
     return features
+
+
+def check_vocodes_recordings(source: Source, model: Apnet2) -> None:
+    """Refuse a recording for a model that vocodes latents.
+
+    Raises:
+        DataError: if it does.
+    """
+    if model.config.input_features == "latent":
+        raise DataError(
+            f"{source}: is a recording, but this model vocodes latents of a VITS; expected a "
+            f"{' or '.join(FEATURE_SUFFIXES)} file of shape ({model.config.n_inputs}, frames)"
+        )
+
+
+def check_rate(source: Source, rate: int, sample_rate: int, resample: bool) -> None:
+    """Mention that a recording is of another rate than the model's, or refuse it.
+
+    Raises:
+        DataError: if it is not to be resampled.
+    """
+    if rate != sample_rate and not resample:
+        raise DataError(f"{source}: has {rate} Hz, expected the model's {sample_rate} Hz")
+    if rate != sample_rate:
+        logger.warning("%s: resampled from %d to %d Hz", source, rate, sample_rate)
 
 
 def _feature_suffix(source: Source) -> str | None:
@@ -311,10 +341,7 @@ def _recording(source: Source, sample_rate: int, resample: bool) -> Tensor:
     """A recording (N,) at `sample_rate`; if it has another one, that is refused or mentioned."""
     _check_there(source)
     recording, rate = read_recording(source)
-    if rate != sample_rate and not resample:
-        raise DataError(f"{source}: has {rate} Hz, expected the model's {sample_rate} Hz")
-    if rate != sample_rate:
-        logger.warning("%s: resampled from %d to %d Hz", source, rate, sample_rate)
+    check_rate(source, rate, sample_rate, resample)
     return torch.from_numpy(at_rate(recording, rate, sample_rate))
 
 

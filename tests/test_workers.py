@@ -78,9 +78,9 @@ def test_bad_files_are_named_and_left_out(n_threads, model, apnet2):
     status, _, err = apnet2("vocode", *"a.wav b.wav missing.wav c.wav d.npy".split(), "out", "--jobs", n_threads)
     *reasons, summary, last = err.splitlines(keepends=True)
     assert status == 1 and files(Path("out")) == ["a.wav", "c.wav"] and is_done((0, "", summary), 2)
-    assert last == "apnet2: 3 of 5 files could not be vocoded\n" and len(reasons) == 3
-    for reason in ("b.wav: not a recording", "missing.wav: no such file", "d.npy: has shape (79, 20)"):
-        assert sum(line.startswith(f"apnet2: {reason}") for line in reasons) == 1
+    assert last == "apnet2: 3 of 5 files could not be vocoded\n"
+    for line, reason in zip(reasons, ("b.wav: not a rec", "missing.wav: no such", "d.npy: has shape"), strict=True):
+        assert line.startswith(f"apnet2: {reason}")
 
 
 def test_nothing_more_is_tried_where_nothing_can_be_written(model, apnet2):
