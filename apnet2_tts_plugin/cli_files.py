@@ -57,6 +57,8 @@ examples:
   apnet2 mel recordings/ mels/ --model my_model
 """
 
+BESIDE_DEVICE = 4  # threads that read and write while another device than the processor vocodes
+
 
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add them to a parser by `add(name, run, summary, description, epilog)`."""
@@ -114,7 +116,8 @@ def _add_files(command: argparse.ArgumentParser, inputs: str) -> None:
         "--jobs",
         type=positive,
         metavar="N",
-        help="threads to share the files, which vocode short ones in batches; 1: file by file (as many as processors)",
+        help="threads to share the files, which vocode short ones in batches; 1: file by file (as many as "
+        "processors; 4 beside a GPU)",
     )
     command.add_argument("--skip-existing", action="store_true", help="leave files alone that are there already")
 
@@ -129,34 +132,57 @@ def _suffix(text: str) -> str:
 
 
 def _vocode(arguments: argparse.Namespace) -> int:
-    from apnet2_tts_plugin import audio, batch, loader, piped, vocode
+    from apnet2_tts_plugin import audio, batch, vocode
 
     if arguments.tts and arguments.framing != "centred":
         arguments.command.error("--framing hifigan: leave it out, frames of mels for --tts are centred")
     if arguments.format == audio.RAW and arguments.paths[-1] != batch.STANDARD:
         arguments.command.error("--format raw: is for standard output")
+    if _is_piped(arguments):
+        return _vocode_piped(arguments)
+    readable = (*audio.SUFFIXES, *vocode.FEATURE_SUFFIXES)
+    return _vocode_files(arguments, _jobs(arguments, readable, tuple(audio.FORMATS), arguments.format))
+
+
+def _is_piped(arguments: argparse.Namespace) -> bool:
+    """Whether standard input is to be vocoded while it arrives."""
+    from apnet2_tts_plugin import audio, batch
+
+    is_piped = arguments.paths == [batch.STANDARD, batch.STANDARD]
+    needs_whole = arguments.normalize or arguments.tts or arguments.framing != "centred"
+    if needs_whole or not is_piped or arguments.format not in (None, ".wav", audio.RAW):
+        if arguments.raw:
+            others = "none of --normalize, --tts, --framing and formats but wav and raw"
+            arguments.command.error(f"--raw: expected - - as IN and OUT, and {others}")
+        return False
+    return arguments.raw or not batch.is_regular_file(batch.standard_output())
+
+
+def _vocode_piped(arguments: argparse.Namespace) -> int:
+    from apnet2_tts_plugin import audio, batch, piped
+
     suffix = arguments.format or (audio.RAW if arguments.raw else ".wav")
-    arriving = _arriving(arguments, suffix)
-    if arriving is None:
-        readable = (*audio.SUFFIXES, *vocode.FEATURE_SUFFIXES)
-        jobs = _jobs(arguments, readable, tuple(audio.FORMATS), arguments.format)
-    else:
-        jobs = [batch.Job(arriving, None, suffix)]
+    out = batch.standard_output()
+    given = piped.open_input(batch.standard_input(), arguments.raw, not arguments.no_resample)
+    if isinstance(given, audio.StandardInput):
+        return _vocode_files(arguments, [batch.Job(given, None, suffix)])
+    return _report(piped.vocode_stream(_load(arguments), given, out, suffix == audio.RAW), "vocoded")
+
+
+def _vocode_files(arguments: argparse.Namespace, jobs: list) -> int:
+    from apnet2_tts_plugin import audio, batch, loader, vocode
+
     if not jobs:
         return 0
-    model = loader.load_model(arguments.model, arguments.device)
-    model.set_iterations(arguments.iterations)
+    model, pairing = _load(arguments), None
     if arguments.framing != "centred" and model.config.input_features != "mel":
         return fail("--framing hifigan is for mels, and this model vocodes the latents of a VITS", 2)
-    if arriving is not None and not isinstance(arriving, audio.StandardInput):
-        return _report(piped.vocode_stream(model, arriving, sys.stdout.buffer, suffix == audio.RAW), "vocoded")
-    rate, pairing = model.config.audio.sample_rate, None
     if arguments.tts:
         tts_config = loader.read_acoustic_config(arguments.tts)
         pairing = vocode.pairing_for_mels(tts_config, loader.audio_processor(tts_config), model.config)
-
     options = not arguments.no_resample, pairing, arguments.framing, arguments.normalize
     vocoder = vocode.FileVocoder(model, *options, progress=len(jobs) == 1)
+    rate = model.config.audio.sample_rate
 
     def write(job, waveform):
         if isinstance(waveform, Apnet2Error):
@@ -167,26 +193,18 @@ def _vocode(arguments: argparse.Namespace) -> int:
     def do(some, check):
         return list(map(write, some, vocoder.several([job.source for job in some], check)))
 
-    sharing = _sharing(arguments.jobs, jobs, model.config, vocode.BATCH.get(model.device.type, 0.0))
-    return _report(batch.run(jobs, do, sharing), "vocoded")
+    most = vocode.BATCH.get(model.device.type, 0.0)
+    return _report(
+        batch.run(jobs, do, _sharing(arguments.jobs, jobs, model.config, most, model.device.type)), "vocoded"
+    )
 
 
-def _arriving(arguments: argparse.Namespace, suffix: str):
-    """Standard input, if it is to be vocoded while it arrives; as a whole where it is of another kind; or else None."""
-    from apnet2_tts_plugin import audio, batch, piped
+def _load(arguments: argparse.Namespace):
+    from apnet2_tts_plugin import loader
 
-    whole = arguments.normalize or arguments.tts or arguments.framing != "centred" or suffix not in (".wav", audio.RAW)
-    is_piped = arguments.paths == [batch.STANDARD, batch.STANDARD]
-    if arguments.raw and (whole or not is_piped):
-        arguments.command.error(
-            "--raw: expected - - as IN and OUT, and none of --normalize, --tts, --framing and compressed formats"
-        )
-    if whole or not is_piped:
-        return None
-    out = batch.standard_output()
-    if batch.is_regular_file(out) and not arguments.raw:
-        return None
-    return piped.open_input(batch.standard_input(), arguments.raw, not arguments.no_resample)
+    model = loader.load_model(arguments.model, arguments.device)
+    model.set_iterations(arguments.iterations)
+    return model
 
 
 def _mel(arguments: argparse.Namespace) -> int:
@@ -211,13 +229,14 @@ def _mel(arguments: argparse.Namespace) -> int:
     return _report(batch.run(jobs, do, _sharing(arguments.jobs, jobs, config, 0.0)), "analysed")
 
 
-def _sharing(n_threads: int | None, jobs: list, config, most: float):
+def _sharing(n_threads: int | None, jobs: list, config, most: float, device: str = "cpu"):
     """How threads share the jobs; None if they are to be done one by one."""
     import torch
 
     from apnet2_tts_plugin import batch, vocode
 
-    n_threads = min(n_threads or torch.get_num_threads(), len(jobs))
+    default = torch.get_num_threads() if device == "cpu" else BESIDE_DEVICE
+    n_threads = min(n_threads or default, len(jobs))
     seconds = partial(vocode.seconds, config=config)
     return batch.Sharing(n_threads, seconds, most) if n_threads > 1 else None
 

@@ -324,7 +324,7 @@ def _read_array(source: Source, suffix: str) -> Tensor:
     _check_there(source)
     try:
         if suffix == ".npy":
-            content = torch.from_numpy(np.load(source, allow_pickle=False))
+            content = torch.from_numpy(_load_npy(source))
         else:
             content = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make the two readers raise almost anything
@@ -335,6 +335,14 @@ def _read_array(source: Source, suffix: str) -> Tensor:
     if content.layout != torch.strided or content.is_meta:
         raise DataError(f"{source}: holds a sparse tensor, or one without its numbers, expected a dense one")
     return content
+
+
+def _load_npy(source: Source) -> np.ndarray:
+    """The array of a file; on standard input those of several in a row, as `piped.MelStream` has them, end to end."""
+    arrays = [np.load(source, allow_pickle=False)]
+    while isinstance(source, StandardInput) and source.tell() < len(source.getbuffer()):
+        arrays.append(np.load(source, allow_pickle=False))
+    return np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
 
 
 def _recording(source: Source, sample_rate: int, resample: bool) -> Tensor:

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import tiny
 import torch
-from command_line import RATE, SAMPLE, an_npy, is_done, one_line, random_mel, tone
+from command_line import RATE, SAMPLE, is_done, one_line, random_mel, tone
 
 from apnet2_tts_plugin import audio, audio_stream, loader, piped
 from apnet2_tts_plugin.audio_stream import Coding
@@ -78,7 +78,7 @@ def stdin(monkeypatch):
 
 
 @pytest.fixture
-def on_pipes(model, monkeypatch, stdin, capfdbinary):
+def on_pipes(model, stdin, capsysbinary):
     """Run `apnet2 vocode - -` in this process: its status, and what it wrote as bytes and as text."""
     from apnet2_tts_plugin import cli
 
@@ -88,7 +88,7 @@ def on_pipes(model, monkeypatch, stdin, capfdbinary):
             status = cli.main(["vocode", "-", "-", *map(str, arguments)])
         except SystemExit as end:
             status = end.code
-        out, err = capfdbinary.readouterr()
+        out, err = capsysbinary.readouterr()
         return status, out, err.decode()
 
     return run
@@ -129,7 +129,7 @@ def test_samples_of_each_coding(subtype, n_channels):
     _, coding = audio_stream.read_header(stream, stream.read(12))
     assert (coding.sample_rate, coding.n_channels, coding.subtype) == (16000, n_channels, subtype)
     pieces = list(audio_stream.samples(stream, coding, 500))
-    assert all(len(piece) >= 500 for piece in pieces[:-1]) and len(pieces) > 4
+    assert all(len(piece) >= 500 for piece in pieces[:-1]) and len(pieces) > 2
     np.testing.assert_array_equal(np.concatenate(pieces), expected)
 
 
@@ -204,7 +204,7 @@ def test_the_header_is_read_by_others(on_pipes):
 
 def test_sound_comes_before_the_input_ends():
     """Of the first half all but the look-ahead is heard, while the other half is not there yet."""
-    content = wav(SPEECH[: 2 * RATE])
+    content = wav(0.7 * SPEECH[: 2 * RATE])
     command = [sys.executable, "-m", "apnet2_tts_plugin", "vocode", "-", "-", "--model", BUNDLED]
     half = HEADER + 2 * RATE  # bytes
     heard = half - 2 * (12 + 2 + 8) * 256 - 2 * 256  # look-ahead, that of the analysis, and what is waited for
@@ -253,9 +253,10 @@ def test_what_is_too_loud_is_clipped(on_pipes, tmp_path):
 
 @pytest.mark.parametrize("arguments", [["--normalize"], ["--format", "flac"], ["--framing", "hifigan"]], ids=str)
 def test_what_needs_the_whole(arguments, on_pipes):
-    status, out, err = on_pipes(npy(random_mel()), *arguments)
-    an_npy()
+    """Mels in a row are one there, too."""
+    status, out, err = on_pipes(b"".join(map(npy, np.split(random_mel(), 2, axis=1))), *arguments)
     assert is_done((status, "", err))
+    assert on_pipes(npy(random_mel()), *arguments)[1] == out
     assert len(soundfile.read(io.BytesIO(out))[0]) == (20 if "hifigan" in arguments else 19) * 256
 
 
@@ -335,7 +336,7 @@ def test_memory_does_not_grow():
     for _ in range(20):
         analysis.push(torch.zeros(3000))
         kept.append(len(analysis.kept))
-    assert max(kept[10:]) <= max(kept[:10]) < 4 * 1024
+    assert max(kept) <= 4 * 256 + 512
     with pytest.raises(DataError):
         list(audio_stream.samples(io.BytesIO(b""), Coding(RATE), 1))
 
