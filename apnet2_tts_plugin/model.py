@@ -284,7 +284,7 @@ class Apnet2(BaseVocoder):
             self.mpd = self.mrd = None
             self.eval()
             self.set_iterations(os.environ.get("APNET2_ITERATIONS") or None)
-            self.next_runtime = os.environ.get("APNET2_RUNTIME") or self.config.runtime
+            self.next_runtime = os.environ.get("APNET2_RUNTIME") or self.config.runtime or "eager"
             check_name(self.next_runtime)
 
     def optimize(self, batch: dict[str, Any], trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, float]]:

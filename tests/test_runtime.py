@@ -1,16 +1,19 @@
 """Runtimes: the same vocoder by other code and in other arithmetic, each as near to the trained one as it can be."""
 
 import json
+import re
 from pathlib import Path
 
+import command_line
 import pytest
 import soundfile
 import tiny
 import torch
+from command_line import an_npy
 from test_pitch_start import pitch_config
 from torch import nn
 
-from apnet2_tts_plugin import load_model
+from apnet2_tts_plugin import cli_files, load_model
 from apnet2_tts_plugin.errors import ConfigError
 from apnet2_tts_plugin.loader import load_with_runtime
 from apnet2_tts_plugin.network import runtime
@@ -25,6 +28,8 @@ SNR = {  # in dB, of the trained bundled model on a recording: what it had, and 
     "bfloat16": 40.0,
     "int8": 33.0,
 }
+
+workplace, model, apnet2 = command_line.workplace, command_line.model, command_line.apnet2  # fixtures
 
 needs_bf16 = pytest.mark.skipif(emulates_bf16("cpu"), reason="the processor has no instructions for bfloat16")
 ARITHMETICS = ["packed", pytest.param("bfloat16", marks=needs_bf16), "int8"]
@@ -119,3 +124,16 @@ def test_what_a_device_cannot_do_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match="runtime packed: it is for processors, and the model is on meta"):
         runtime.use_runtime(generator.to("meta"), "packed")
     assert runtime.use_runtime(generator, "auto") == "eager"
+
+
+def test_vocode_takes_one_and_says_so(apnet2, workplace, model, monkeypatch):
+    def runtime_of(*options):
+        status, _, err = apnet2("vocode", an_npy(), "out.wav", *options)
+        assert status == 0, err
+        return re.search(r", runtime (\w+)\n$", err)[1]
+
+    assert cli_files.RUNTIMES == (runtime.AUTO, *runtime.RUNTIMES)
+    assert runtime_of() in ("packed", "eager")
+    monkeypatch.setenv("APNET2_RUNTIME", "int8")
+    assert [runtime_of(), runtime_of("--runtime", "eager")] == ["int8", "eager"]
+    assert apnet2("vocode", an_npy(), "out.wav", "--runtime", "fast")[0] == 2

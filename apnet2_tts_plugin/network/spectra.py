@@ -233,6 +233,56 @@ class LogMel(Float32Buffers):
             return (self.basis @ magnitude).clamp(min=MEL_FLOOR).log()
 
 
+class LogMelStream:
+    """`LogMel` of a waveform that comes in pieces.
+
+    Args:
+        log_mel: The analysis.
+        audio: The audio config that it is of.
+
+    Example:
+
+        >>> from apnet2_tts_plugin import load_model
+        >>> model = load_model("apnet2")
+        >>> stream = LogMelStream(model.log_mel, model.config.audio)
+        >>> [stream.push(torch.zeros(1024), last=i == 2).shape[2] for i in range(3)]
+        [3, 4, 6]
+    """
+
+    def __init__(self, log_mel: LogMel, audio):
+        self.log_mel, self.audio = log_mel, audio
+        self.hop_length, self.half_window = log_mel.stft.hop_length, log_mel.stft.n_fft // 2
+        self.margin = self.half_window // self.hop_length + 1  # frames that the edge, where it goes on, reflects
+        self.kept = log_mel.basis.new_zeros(0)
+        self.n_before = 0  # frames among the kept ones that are out
+        self.n_samples = 0
+
+    def push(self, waveform: Tensor, last: bool = False) -> Tensor:
+        """The frames that are complete with the next samples.
+
+        Args:
+            waveform: (N,) within [-1, 1].
+            last: Whether it ends here; it is continued by silence then, as by `whole_hops`.
+
+        Returns:
+            Natural-log mel (1, n_mels, T); all together are those of the whole.
+        """
+        self.n_samples += len(waveform)
+        kept = torch.cat([self.kept, waveform])
+        if last:
+            kept = F.pad(kept, (0, n_hops(self.n_samples, self.audio) * self.hop_length - self.n_samples))
+            n_frames = len(kept) // self.hop_length + 1
+        else:
+            n_frames = (len(kept) - self.half_window) // self.hop_length + 1
+        if n_frames <= max(self.n_before, 1):  # a window that reflects takes more samples than half of it
+            self.kept = kept
+            return kept.new_zeros(1, len(self.log_mel.basis), 0)
+        mel = self.log_mel(kept[None])[:, :, self.n_before : n_frames]
+        first = max(n_frames - self.margin, 0)
+        self.kept, self.n_before = kept[first * self.hop_length :], n_frames - first
+        return mel
+
+
 def as_tensor(values: Tensor | np.ndarray, device: torch.device) -> Tensor:
     """A tensor as it is, or an array as a tensor on `device`."""
     return values if torch.is_tensor(values) else torch.as_tensor(np.ascontiguousarray(values), device=device)
@@ -253,8 +303,12 @@ def as_waveform(waveform: Tensor | np.ndarray, device: torch.device) -> Tensor:
 
 def whole_hops(waveform: Tensor, audio) -> Tensor:
     """A waveform (N,), continued by silence to whole hops, and to as many as the analysis reflects at the edges."""
-    hops = max(-(-len(waveform) // audio.hop_length), audio.fft_size // 2 // audio.hop_length + 1)
-    return F.pad(waveform, (0, hops * audio.hop_length - len(waveform)))
+    return F.pad(waveform, (0, n_hops(len(waveform), audio) * audio.hop_length - len(waveform)))
+
+
+def n_hops(n_samples: int, audio) -> int:
+    """How many hops `whole_hops` gives of so many samples."""
+    return max(-(-n_samples // audio.hop_length), audio.fft_size // 2 // audio.hop_length + 1)
 
 
 def magnitude(real: Tensor, imag: Tensor, floor: float) -> Tensor:
