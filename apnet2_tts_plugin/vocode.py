@@ -107,9 +107,9 @@ class FileVocoder:
         one_by_one = [partial(self.one, source, check=check) for source in sources]
         if len(sources) == 1 or self.framing == "hifigan":
             return [attempt(one) for one in one_by_one]
-        given = [attempt(partial(self._read, source)) for source in sources]
-        check()
         try:
+            given = [attempt(partial(self._read, source)) for source in sources]
+            check()
             waveforms = iter(_vocode_batch(self.model, [features for features in given if _is_short(features)]))
         except RuntimeError as error:
             if not _is_out_of_memory(error):
