@@ -45,7 +45,8 @@ examples:
   apnet2 vocode *.wav vocoded/ --format mp3 --skip-existing
   apnet2 vocode mels/ wavs/ --model my_model --tts my_tts/config.json
   ffmpeg -i film.mkv -f wav - | apnet2 vocode - - | sox - -n stats
-  arecord -t raw -f S16_LE -r 22050 | apnet2 vocode - - --raw | aplay -f S16_LE -r 22050
+  arecord -t raw -f S16_LE -r 22050 | apnet2 vocode - - --raw \\
+      | aplay -f S16_LE -r 22050
 """
 
 MEL = """\
@@ -83,7 +84,8 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     vocode.add_argument(
         "--runtime",
         choices=RUNTIMES,
-        help="how the model computes, see docs/runtimes.md; auto, if nobody says otherwise, is packed or eager",
+        metavar="NAME",
+        help="how it computes: eager, packed, bfloat16, int8 (docs/runtimes.md), or auto: packed or eager (auto)",
     )
     vocode.add_argument(
         "--framing",
