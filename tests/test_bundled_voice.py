@@ -5,7 +5,9 @@ import socket
 
 import numpy as np
 import pytest
+import scripts
 import soundfile
+import soxr
 from command_line import RATE, SILENCE, tts
 from heard import heard, word_errors, words_of
 
@@ -45,6 +47,18 @@ def test_command_speaks_offline(vocoder, no_network, tmp_path, monkeypatch):
     out = tmp_path / "hello.wav"
     assert tts("--text", SENTENCE, "--model_name", NAME, *vocoder, "--out_path", out) == 0
     assert word_errors(words_of(SENTENCE), heard(out)) <= 3
+
+
+def test_words_left_out_or_said_twice_are_found(api, monkeypatch):
+    """By the check of the recipe's evaluation, in speech from which one is cut out or in which one is doubled."""
+    module = scripts.load(scripts.RECIPES / "heart" / "words.py", monkeypatch)
+    slips, words = module.Slips(), module.split(SENTENCE)
+    audio = soxr.resample(np.array(api.tts(SENTENCE), dtype=np.float32), 22050, 16000)
+    assert slips.knows(words) and not slips.knows(["qwertz"]) and slips.find(audio, words) == ([], [])
+    index = max(range(len(words)), key=lambda place: len(words[place]))
+    without, twice = slips.with_slips(audio, words, index)
+    assert slips.find(without, words) == ([index], [])
+    assert slips.find(twice, words) == ([], [words[index]])
 
 
 def test_size():
