@@ -15,10 +15,11 @@ Example:
     >>> model.copy_synthesis(torch.zeros(16000), sample_rate=16000).shape
     torch.Size([22050])
 
-The rooms, from what users call down to what everything rests on: `__main__`, `cli` with `cli_models`, `_boot` (when
-coqui-tts is changed) and `_host` (what is changed in it); `finetuning`, `recipe`, `evaluation`, `vocode`, `batch`,
-`export`, `loader`; `pairing`; `model`; `training`; `weights`, `metrics`; `network`; `audio`, `config`; `files`,
-`errors`. Each imports from those behind it only.
+The rooms, from what users call down to what everything rests on: `__main__`, `cli` with `cli_files`, `cli_compare` and
+`cli_models`, `cli_shared`, `_boot` (when coqui-tts is changed) and `_host` (what is changed in it); `finetuning`,
+`recipe`, `bench`, `evaluation`, `piped`, `vocode`, `batch`, `export`, `loader`; `pairing`; `model`; `training`;
+`weights`, `metrics`; `network`; `audio_stream`, `audio`, `config`; `workers`, `files`, `errors`. Each imports from
+those behind it only.
 """
 
 from apnet2_tts_plugin import _boot

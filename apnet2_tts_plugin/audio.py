@@ -24,6 +24,7 @@ FORMATS = {  # what is written, libsndfile's format and coding, by suffix
     ".caf": ("CAF", "PCM_16"),
     ".w64": ("W64", "PCM_16"),
 }
+RAW = ".raw"  # the samples alone: 16 bits, little-endian
 READ_BY_FFMPEG = (".m4a", ".mp4", ".aac", ".wma", ".webm", ".mka", ".amr", ".ac3")
 SUFFIXES = (*FORMATS, ".aifc", ".snd", ".rf64", ".sph", *READ_BY_FFMPEG)
 UNKNOWN_LENGTH = 2**40  # samples; FLAC files that were written through a pipe claim 2**63 - 1
@@ -99,6 +100,33 @@ def at_rate(waveform: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     return soxr.resample(padded, rate, new_rate)[: -(-len(waveform) * new_rate // rate)]
 
 
+class Resampler:
+    """`at_rate` of a waveform that comes in pieces: the same samples.
+
+    Args:
+        rate: Its sample rate in Hz.
+        new_rate: The other one.
+    """
+
+    def __init__(self, rate: int, new_rate: int):
+        self.rate, self.new_rate = rate, new_rate
+        self.stream = soxr.ResampleStream(rate, new_rate, 1) if rate != new_rate else None
+        self.n_given = self.n_made = 0
+
+    def push(self, waveform: np.ndarray, last: bool = False) -> np.ndarray:
+        """The samples (N',) that are complete with the next ones, (N,) in float32; with `last` all that are left."""
+        if self.stream is None:
+            return waveform
+        self.n_given += len(waveform)
+        if last:
+            waveform = np.pad(waveform, (0, self.rate // self.new_rate + 1))
+        made = self.stream.resample_chunk(waveform, last=last)
+        if last:
+            made = made[: -(-self.n_given * self.new_rate // self.rate) - self.n_made]
+        self.n_made += len(made)
+        return made
+
+
 def read_recording(source: str | Path | StandardInput) -> tuple[np.ndarray, int]:
     """A whole recording as (N,) in float32, channels mixed down, and its sample rate in Hz.
 
@@ -123,10 +151,19 @@ def read_recording(source: str | Path | StandardInput) -> tuple[np.ndarray, int]
     if not len(samples):
         raise DataError(f"{source}: has no samples")
     waveform = _mono(source, samples)
-    peak = np.abs(waveform).max()
+    check_peak(source, waveform)
+    return waveform, rate
+
+
+def check_peak(source: Source, waveform: np.ndarray) -> None:
+    """Refuse samples (N,) that are not within [-1, 1], but integers.
+
+    Raises:
+        DataError: if they are.
+    """
+    peak = np.abs(waveform).max(initial=0)
     if peak > LOUDEST:
         raise DataError(f"{source}: its samples reach {peak:.4g}, expected -1 to 1; divide those of 16 bit by 32768")
-    return waveform, rate
 
 
 def _read_with_ffmpeg(source: str | Path | StandardInput, refusal: str) -> tuple[np.ndarray, int]:
@@ -148,29 +185,54 @@ def _read_with_ffmpeg(source: str | Path | StandardInput, refusal: str) -> tuple
 
 def _mono(source: str | Path | BinaryIO, samples: np.ndarray) -> np.ndarray:
     """The mean of all channels, (N, channels) to (N,)."""
-    if not np.isfinite(samples).all():
-        raise DataError(f"{source}: has NaN or infinite samples")
-    mix = samples.mean(axis=1)
-    if cancels(samples, mix):
-        raise DataError(f"{source}: its channels cancel each other out when they are mixed, one is inverted; use one")
-    return mix
+    return Mixer(source).push(samples)
 
 
-def cancels(samples: np.ndarray, mix: np.ndarray) -> bool:
-    """Whether the mix (N,) of channels (N, channels) is silence next to them."""
-    return samples.shape[1] > 1 and np.linalg.norm(mix) < CANCELLED * np.linalg.norm(samples) / samples.shape[1] ** 0.5
+class Mixer:
+    """The mean of all channels of a recording that comes whole or in pieces.
+
+    Args:
+        source: What errors name.
+    """
+
+    def __init__(self, source: str | Path | BinaryIO):
+        self.source = source
+        self.energy = np.zeros(2)  # of the mix, and of a channel on average
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        """The mean of the next samples, (N, channels) to (N,).
+
+        Raises:
+            DataError: if they are not finite, or the mix of all up to now is silence next to its channels.
+        """
+        if not np.isfinite(samples).all():
+            raise DataError(f"{self.source}: has NaN or infinite samples")
+        mix = samples.mean(axis=1)
+        self.energy += np.linalg.norm(mix) ** 2, np.linalg.norm(samples) ** 2 / samples.shape[1]
+        if samples.shape[1] > 1 and self.energy[0] < CANCELLED**2 * self.energy[1]:
+            reason = "its channels cancel each other out when they are mixed, one is inverted"
+            raise DataError(f"{self.source}: {reason}; use one")
+        return mix
 
 
 def encode(target: BinaryIO, waveform: np.ndarray, sample_rate: int, suffix: str) -> None:
-    """Write (N,) within [-1, 1] in the format of `suffix`, one of `FORMATS`, in 16 bits; Opus at a rate that it has.
+    """Write (N,) within [-1, 1] in the format of `suffix`, of `FORMATS` or `RAW`, in 16 bits; Opus at a rate it has.
 
     Raises:
         soundfile.LibsndfileError: if the format cannot have the sample rate.
     """
+    if suffix == RAW:
+        target.write(as_int16(waveform).tobytes())
+        return
     file_format, coding = FORMATS[suffix]
     if coding == "OPUS" and sample_rate not in OPUS_RATES:
         waveform, sample_rate = soxr.resample(waveform, sample_rate, OPUS_RATES[-1]), OPUS_RATES[-1]
-    samples = np.rint(np.clip(waveform, -1, 1) * 32767).astype(np.int16)
+    samples = as_int16(waveform)
     with sf.SoundFile(target, "w", sample_rate, 1, coding, format=file_format) as file:
         for start in range(0, len(samples), BLOCK):
             file.write(samples[start : start + BLOCK])
+
+
+def as_int16(waveform: np.ndarray) -> np.ndarray:
+    """Samples in 16 bit; those beyond [-1, 1] are clipped."""
+    return np.rint(np.clip(waveform, -1, 1) * 32767).astype("<i2")

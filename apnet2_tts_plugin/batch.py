@@ -1,13 +1,16 @@
-"""Commands that turn files into files: which are read, what each becomes, and doing it one by one."""
+"""Commands that turn files into files: which are read, what each becomes, and doing it, one by one or many at once."""
 
 import io
 import logging
 import os
+import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,11 +20,14 @@ from tqdm import tqdm
 from apnet2_tts_plugin.audio import Source, StandardInput, has_suffix
 from apnet2_tts_plugin.errors import Apnet2Error, DataError, OutputError, one_line
 from apnet2_tts_plugin.files import write_atomically
+from apnet2_tts_plugin.workers import Check, go_on, in_threads
 
 logger = logging.getLogger(__name__)
 
 STANDARD = "-"  # standard input, or standard output
 NAMED = 3  # of the files that a folder has and that are left out
+WINDOW = 256  # jobs among which those of like lengths are looked for
+IN_MEMORY = 1800.0  # seconds of audio that threads work on at the same time: ten minutes take about 400 MB
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,24 @@ class Job:
     source: Source
     target: Path | None
     suffix: str
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How threads share the jobs.
+
+    Attributes:
+        n_threads: How many threads.
+        seconds: The length of a file's audio in seconds, roughly, at little cost.
+        most: How much audio is done at once by a thread, in seconds, if files are shorter than that.
+    """
+
+    n_threads: int
+    seconds: Callable[[Source], float]
+    most: float
+
+
+Do = Callable[[list[Job], Check], list[float | Apnet2Error]]
 
 
 @dataclass(frozen=True)
@@ -89,9 +113,7 @@ def plan(
     if output == STANDARD:
         if len(inputs) > 1 or folders:
             raise OutputError("standard output takes one file; for several, expected a folder to write to")
-        if sys.stdout is None or sys.stdout.isatty():
-            state = "closed" if sys.stdout is None else "a terminal"
-            raise OutputError(f"standard output is {state}, expected a file (> OUT) or a program (| PROGRAM)")
+        standard_output()
         return [Job(_source(inputs[0]), None, default)]
     target = Path(output)
     if len(inputs) == 1 and not folders and not (target.is_dir() or output.endswith(os.sep)):
@@ -105,12 +127,41 @@ def plan(
     return _refuse_overwriting(_refuse_repeated(jobs))
 
 
+def standard_input() -> BinaryIO:
+    """What is read from.
+
+    Raises:
+        DataError: if it is closed.
+    """
+    if sys.stdin is None:
+        raise DataError("standard input is closed, expected a file there (< IN) or a program (PROGRAM |)")
+    return sys.stdin.buffer
+
+
+def standard_output() -> BinaryIO:
+    """What is written to.
+
+    Raises:
+        OutputError: if it is closed or a terminal.
+    """
+    if sys.stdout is None or sys.stdout.isatty():
+        state = "closed" if sys.stdout is None else "a terminal"
+        raise OutputError(f"standard output is {state}, expected a file (> OUT) or a program (| PROGRAM)")
+    return sys.stdout.buffer
+
+
+def is_regular_file(stream: BinaryIO) -> bool:
+    """Whether it is a file on a disk, which nobody waits for to be filled."""
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except OSError:  # a stream that a program has put in its place
+        return False
+
+
 def _source(name: str) -> Source:
     path = Path(name)
     if name == STANDARD:
-        if sys.stdin is None:
-            raise DataError("standard input is closed, expected a file there (< IN) or a program (PROGRAM |)")
-        return StandardInput(sys.stdin.buffer.read())
+        return StandardInput(standard_input().read())
     return StandardInput(path.read_bytes(), name) if path.is_fifo() else path
 
 
@@ -167,27 +218,55 @@ def without_existing(jobs: list[Job]) -> list[Job]:
     return left
 
 
-def run(jobs: list[Job], do: Callable[[Job], float]) -> Done:
+def run(jobs: list[Job], do: Do, sharing: Sharing | None = None) -> Done:
     """Do all jobs; those that cannot be done are named in the log and left out.
 
     Args:
         jobs: What `plan` gives.
-        do: Does one, and returns the length of its audio in seconds.
+        do: Does one, or several at once. It gives, for each, the length of its audio in seconds, or why it could not be
+            done. Its second argument is to be called now and then; it raises if all is to end.
+        sharing: How threads share the jobs; by default they are done in order, one by one.
 
     Raises:
         OutputError: if a file cannot be written; there is no part of it then, and the rest is not tried.
     """
-    start, seconds = time.perf_counter(), []
-    for job in tqdm(jobs, unit="file", disable=None if len(jobs) > 1 else True):
-        try:
-            if isinstance(job.source, Path) and not job.source.exists():
-                raise DataError(f"{job.source}: no such file or folder")
-            seconds.append(do(job))
-        except OutputError:
-            raise
-        except Apnet2Error as error:
-            logger.error("%s", error)
-    return Done(len(seconds), len(jobs) - len(seconds), sum(seconds), time.perf_counter() - start)
+    start = time.perf_counter()
+
+    def do_share(share, check):
+        return list(zip(share, do([jobs[i] for i in share], check), strict=True))
+
+    if sharing:
+        outcomes = in_threads(do_share, _shares(jobs, sharing), sharing.n_threads, IN_MEMORY)
+    else:
+        outcomes = (do_share([i], go_on) for i in range(len(jobs)))
+    results: list[float | Apnet2Error | None] = [None] * len(jobs)
+    n_reported = 0  # in the order of the jobs
+    with closing(outcomes), tqdm(total=len(jobs), unit="file", disable=None if len(jobs) > 1 else True) as bar:
+        for i, result in chain.from_iterable(outcomes):
+            results[i] = result
+            bar.update()
+            while n_reported < len(jobs) and results[n_reported] is not None:
+                if isinstance(results[n_reported], Apnet2Error):
+                    logger.error("%s", results[n_reported])
+                n_reported += 1
+    lengths = [result for result in results if not isinstance(result, Apnet2Error)]
+    return Done(len(lengths), len(jobs) - len(lengths), sum(lengths), time.perf_counter() - start)
+
+
+def _shares(jobs: list[Job], sharing: Sharing) -> Iterator[tuple[list[int], float]]:
+    """The numbers of jobs of like lengths, and how long they are together if all are as long as the longest of them."""
+    for start in range(0, len(jobs), WINDOW):
+        window = range(start, min(start + WINDOW, len(jobs)))
+        lengths = {i: sharing.seconds(jobs[i].source) for i in window}
+        most = min(sharing.most, sum(lengths.values()) / sharing.n_threads)
+        share, longest = [], 0.0
+        for i in sorted(window, key=lengths.get, reverse=True):  # or the longest might keep one thread busy at the end
+            if share and longest * (len(share) + 1) > most:
+                yield share, longest * len(share)
+                share = []
+            longest = longest if share else lengths[i]
+            share.append(i)
+        yield share, longest * len(share)
 
 
 def write(job: Job, encode: Callable[[BinaryIO], None]) -> None:
@@ -198,7 +277,7 @@ def write(job: Job, encode: Callable[[BinaryIO], None]) -> None:
         BrokenPipeError: if nobody reads standard output any more.
     """
     content = io.BytesIO()
-    try:
+    with writing(job.target):
         encode(content)
         if job.target is None:
             sys.stdout.buffer.write(content.getvalue())
@@ -206,8 +285,15 @@ def write(job: Job, encode: Callable[[BinaryIO], None]) -> None:
         else:
             target = Path(os.path.realpath(job.target))  # of a link the file that it names, as other programs do
             write_atomically(target, lambda temporary: temporary.write_bytes(content.getvalue()))
+
+
+@contextmanager
+def writing(target: Path | None) -> Iterator[None]:
+    """Whatever goes wrong while a file, or standard output, is written is an `OutputError` or `BrokenPipeError`."""
+    try:
+        yield
     except BrokenPipeError:
         raise
     except (OSError, soundfile.LibsndfileError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise OutputError(f"{job.target or 'standard output'}: cannot be written ({reason})") from error
+        raise OutputError(f"{target or 'standard output'}: cannot be written ({reason})") from error

@@ -222,6 +222,8 @@ class Apnet2Config(BaseVocoderConfig):
         f0_max (float): Highest fundamental frequency in Hz. Defaults to 800.0.
         consistency_iterations (int): Iterations of fast Griffin-Lim with the predicted amplitude behind the generator,
             in training too; `APNET2_ITERATIONS` in the environment changes them for use. Defaults to 0.
+        runtime (str): How it computes in use, see `network.runtime`: "eager", "packed", "bfloat16", "int8" or "auto";
+            `APNET2_RUNTIME` in the environment goes before it, and without either it is "eager". Defaults to None.
         f0_path (str): Folder for the pitch of the recordings, found once before training with phase_start "pitch";
             "" is `f0` in `output_path`. Defaults to "".
         noise_seed (int): Seed of the phases that noise starts from, for phase_start "pitch". Defaults to 0.
@@ -291,6 +293,7 @@ class Apnet2Config(BaseVocoderConfig):
     f0_min: float = 50.0
     f0_max: float = 800.0
     consistency_iterations: int = 0
+    runtime: str | None = None
     f0_path: str = ""
     noise_seed: int = 0
 

@@ -19,17 +19,20 @@ from apnet2_tts_plugin.weights import store
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
 
 
-def load_model(name_or_folder: str | os.PathLike, device: str = "cpu") -> Apnet2:
+def load_model(name_or_folder: str | os.PathLike, device: str = "cpu", runtime: str | None = None) -> Apnet2:
     """Load a model to vocode with; its discriminators are left out.
 
     Args:
         name_or_folder: A name that `store` knows, or a folder with `config.json` and weights.
         device: "cpu", "cuda", "cuda:1" or another device that torch has here; "auto" is CUDA if it is there, and the
             processor if not.
+        runtime: How it computes, see `network.runtime.use_runtime`; by default as `APNET2_RUNTIME` in the environment
+            or the configuration says, from its first use on.
 
     Raises:
         ModelError: if there is no such model, or the configuration or the device cannot be used.
         CheckpointError: if there are no weights, or they cannot be read or do not fit the configuration.
+        ConfigError: if there is no such runtime, or it cannot be used on the device.
 
     Example:
 
@@ -46,7 +49,22 @@ def load_model(name_or_folder: str | os.PathLike, device: str = "cpu") -> Apnet2
     except (RuntimeError, TypeError) as error:  # sizes of the right kind that torch cannot make, such as 10**9
         raise ModelError(f"{folder / CONFIG_NAME}: no model can be made of it ({one_line(error)})") from error
     model.load_checkpoint(config, weights, eval=True)
-    return model.to(place)
+    model.to(place)
+    if runtime is not None:
+        model.use_runtime(runtime)
+    return model
+
+
+def load_with_runtime(words: str, device: str = "cpu") -> Apnet2:
+    """`load_model` of a name or folder, or of one with a runtime behind it, as in "apnet2@bfloat16".
+
+    Raises:
+        Apnet2Error: as `load_model`.
+    """
+    name, at, runtime = words.rpartition("@")
+    if not at or Path(words).exists():
+        return load_model(words, device)
+    return load_model(name, device, runtime)
 
 
 def read_config(path: Path) -> Apnet2Config:

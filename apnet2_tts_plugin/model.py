@@ -25,6 +25,7 @@ from apnet2_tts_plugin.errors import ConfigError, DataError, MetricError, one_li
 from apnet2_tts_plugin.metrics import speech
 from apnet2_tts_plugin.network.discriminators import multi_period, multi_resolution
 from apnet2_tts_plugin.network.generator import Generator, Prediction
+from apnet2_tts_plugin.network.runtime import check_name, use_runtime
 from apnet2_tts_plugin.network.spectra import LogMel, as_tensor, as_waveform, whole_hops
 from apnet2_tts_plugin.network.streaming import WINDOW, open_stream
 from apnet2_tts_plugin.training import distributed, losses
@@ -73,6 +74,7 @@ class Apnet2(BaseVocoder):
         self.config = config
         config.check_values()
         self.generator = Generator(config)
+        self.next_runtime: str | None = None  # for the generator, from its next use on
         self.mpd = self.mrd = None  # until training needs them: see add_discriminators
         self.log_mel = LogMel.from_audio_config(config.audio)
         self.criterion = losses.SpectralCriterion(config)
@@ -125,7 +127,7 @@ class Apnet2(BaseVocoder):
         self._check_length(mel.shape[2] if lengths is None else int(lengths.min()))
         if lengths is not None and (lengths.shape != mel.shape[:1] or lengths.max() > mel.shape[2]):
             raise DataError(f"lengths {lengths.tolist()}, expected {mel.shape[0]} numbers of 2 to {mel.shape[2]}")
-        return self.generator.inference(mel, lengths)[:, None]
+        return self._vocoder().inference(mel, lengths)[:, None]
 
     def stream(self, pieces: Iterable[Tensor | np.ndarray], window: int = WINDOW) -> Iterator[Tensor]:
         """Vocode a mel, or latent, while it arrives.
@@ -153,7 +155,7 @@ class Apnet2(BaseVocoder):
             >>> torch.cat(list(model.stream(pieces)), dim=2).shape
             torch.Size([1, 1, 25344])
         """
-        stream, n_frames = open_stream(self.generator, window), 0
+        stream, n_frames = open_stream(self._vocoder(), window), 0
         for piece in pieces:
             piece = self._features(piece)
             n_frames += piece.shape[2]
@@ -202,14 +204,14 @@ class Apnet2(BaseVocoder):
         return self.inference(mel).flatten()[: len(waveform)]
 
     def _features(self, mel: Tensor | np.ndarray) -> Tensor:
-        """What the model vocodes, checked but for its length, in the type of the generator."""
+        """What the model vocodes, checked but for its length, in float32."""
         mel = as_tensor(mel, self.device)
         name, n_inputs = self.config.input_features, self.config.n_inputs
         if mel.dim() != 3 or mel.shape[1] != n_inputs:
             raise DataError(f"{name} of shape {tuple(mel.shape)}, expected (batch, {n_inputs}, frames)")
         if not mel.is_floating_point():
             raise DataError(f"{name} of type {mel.dtype}, expected floating numbers")
-        return mel.to(next(self.generator.parameters()).dtype)
+        return mel.float()
 
     def _check_length(self, n_frames: int) -> None:
         if n_frames < 2:
@@ -217,6 +219,27 @@ class Apnet2(BaseVocoder):
             raise DataError(
                 f"{name} of {n_frames} frames, expected at least 2: T frames give (T - 1) * {hop_length} samples"
             )
+
+    def use_runtime(self, name: str) -> str:
+        """Let the generator compute otherwise from now on; to be called once, on the device that the model stays on.
+
+        Args:
+            name: A runtime, see `network.runtime.use_runtime`.
+
+        Returns:
+            The runtime's name, which "auto" leaves open.
+
+        Raises:
+            ConfigError: if there is none of this name, or it cannot be used here.
+        """
+        self.next_runtime = None
+        return use_runtime(self.generator, name)
+
+    def _vocoder(self) -> Generator:
+        """The generator, ready for use: not before now is it known where coqui-tts has moved it."""
+        if self.next_runtime is not None:
+            self.use_runtime(self.next_runtime)
+        return self.generator
 
     def set_iterations(self, iterations: int | str | None) -> None:
         """Use another number of consistency iterations than `config.consistency_iterations`; None leaves it as it is.
@@ -251,7 +274,8 @@ class Apnet2(BaseVocoder):
 
         Raises:
             CheckpointError: if the file cannot be read or its tensors do not fit; nothing is changed then.
-            ConfigError: if `APNET2_ITERATIONS` in the environment, see `set_iterations`, is no number.
+            ConfigError: if `APNET2_ITERATIONS` in the environment, see `set_iterations`, is no number, or
+                `APNET2_RUNTIME` or the configuration's runtime no runtime.
         """
         if not eval:
             self.add_discriminators()
@@ -260,6 +284,8 @@ class Apnet2(BaseVocoder):
             self.mpd = self.mrd = None
             self.eval()
             self.set_iterations(os.environ.get("APNET2_ITERATIONS") or None)
+            self.next_runtime = os.environ.get("APNET2_RUNTIME") or self.config.runtime or "eager"
+            check_name(self.next_runtime)
 
     def optimize(self, batch: dict[str, Any], trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, float]]:
         """One training step: the discriminators on the detached waveform, then the generator against them.

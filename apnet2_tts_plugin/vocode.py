@@ -3,15 +3,21 @@
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from soundfile import LibsndfileError
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from apnet2_tts_plugin.audio import Source, StandardInput, at_rate, read_recording
+from apnet2_tts_plugin.audio import Source, StandardInput, at_rate, open_audio, read_recording
 from apnet2_tts_plugin.config import Apnet2Config
-from apnet2_tts_plugin.errors import DataError, ModelError, PairingError
+from apnet2_tts_plugin.errors import Apnet2Error, DataError, ModelError, PairingError
 from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.network.scales import check_scale
 from apnet2_tts_plugin.network.spectra import LogMel, whole_hops
@@ -19,81 +25,173 @@ from apnet2_tts_plugin.pairing.convert import Pairing, pair_configs
 from apnet2_tts_plugin.pairing.framing import vocode_hifigan_frames
 from apnet2_tts_plugin.pairing.plan import LINEAR, MEL
 from apnet2_tts_plugin.pairing.report import announce, summary
+from apnet2_tts_plugin.workers import Check, attempt, go_on
 
 logger = logging.getLogger(__name__)
 
 FEATURE_SUFFIXES = (".npy", ".pt")
 MAGIC = {b"\x93NUMPY": ".npy", b"PK\x03\x04": ".pt"}
 PIECE = 2048  # frames vocoded at once, 24 s at 22.05 kHz: more than that in memory is the waveform alone
+BATCH = {"cpu": 12.0, "cuda": 120.0}  # seconds of audio that are vocoded at once if files are shorter, by device
 NORMALIZED_PEAK = 10 ** (-1 / 20)  # 1 dB below full scale, which lossy formats need
 
 
-def vocode_file(
-    model: Apnet2,
-    source: Source,
-    resample: bool = True,
-    pairing: Pairing | None = None,
-    framing: str = "centred",
-    normalize: bool = False,
-    progress: bool = False,
-) -> Tensor:
-    """What the model makes of one file: (N,) in float32 on the CPU, within [-1, 1].
+class Features(NamedTuple):
+    """What the model is given of a file.
 
-    N is that of a recording (after resampling), and (T - 1) * hop_length for a mel or latent of T frames, or
-    T * hop_length for a mel with HiFi-GAN's framing. A waveform that goes beyond full scale is scaled down to it, and
-    the log says by how much.
-
-    Args:
-        model: A model from `loader.load_model`.
-        source: The file.
-        resample: Convert a recording of another sample rate instead of refusing it.
-        pairing: With the acoustic model that made the mel, see `pairing_for_mels`; None for a natural-log mel.
-        framing: Where the frames of a mel in a file lie: "centred", or as `pairing.framing` says of "hifigan".
-        normalize: Scale the waveform to a peak 1 dB below full scale, louder or softer.
-        progress: Show how far a long file is.
-
-    Raises:
-        DataError: if the file cannot be read, or is not what the model takes.
+    Attributes:
+        pieces: Mels or latents (1, n_inputs, T), T = `PIECE` but for the last.
+        n_frames: Frames of all pieces.
+        n_samples: Samples to be heard; those behind them belong to silence that fills the last hop.
     """
-    try:
-        if suffix := _feature_suffix(source):
-            features = _features(model, source, suffix, pairing).to(model.device)
-            if framing == "hifigan":
-                waveform = vocode_hifigan_frames(model, features)
+
+    pieces: Iterator[Tensor]
+    n_frames: int
+    n_samples: int
+
+
+@dataclass(frozen=True)
+class FileVocoder:
+    """A model, and how it vocodes files.
+
+    Attributes:
+        model: A model from `loader.load_model`.
+        resample: Convert a recording of another sample rate instead of refusing it.
+        pairing: With the acoustic model that made the mels, see `pairing_for_mels`; None for natural-log mels.
+        framing: Where the frames of mels in files lie: "centred", or as `pairing.framing` says of "hifigan".
+        normalize: Scale the waveforms to a peak 1 dB below full scale, louder or softer.
+        progress: Show how far a long file is.
+    """
+
+    model: Apnet2
+    resample: bool = True
+    pairing: Pairing | None = None
+    framing: str = "centred"
+    normalize: bool = False
+    progress: bool = False
+
+    def one(self, source: Source, check: Check = go_on) -> Tensor:
+        """What the model makes of one file: (N,) in float32 on the CPU, within [-1, 1].
+
+        N is that of a recording (after resampling), and (T - 1) * hop_length for a mel or latent of T frames, or
+        T * hop_length for a mel with HiFi-GAN's framing. A waveform that goes beyond full scale is scaled down to it,
+        and the log says by how much.
+
+        Args:
+            source: The file.
+            check: Called between the pieces of a long file.
+
+        Raises:
+            DataError: if the file cannot be read, or is not what the model takes.
+        """
+        try:
+            if self.framing == "hifigan" and (suffix := _feature_suffix(source)):
+                mel = _features(self.model, source, suffix, self.pairing).to(self.model.device)
+                waveform = vocode_hifigan_frames(self.model, mel).flatten().cpu()
             else:
-                waveform = _vocode(model, features.shape[2], iter(features.split(PIECE, dim=2)), progress)
-        elif model.config.input_features == "latent":
-            raise DataError(
-                f"{source}: is a recording, but this model vocodes latents of a VITS; expected a "
-                f"{' or '.join(FEATURE_SUFFIXES)} file of shape ({model.config.n_inputs}, frames)"
-            )
-        else:
-            audio = model.config.audio
-            recording = _recording(source, audio.sample_rate, resample)
-            padded = whole_hops(recording, audio).to(model.device)
-            n_frames = len(padded) // audio.hop_length + 1
-            waveform = _vocode(model, n_frames, model.log_mel.pieces(padded, PIECE), progress)[..., : len(recording)]
-    except RuntimeError as error:  # on a processor torch has no class of its own for it
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
-            raise
-        raise DataError(f"{source}: too long for the memory of {model.device}; cut it into shorter files") from error
-    waveform = waveform.flatten().cpu()
-    if not waveform.isfinite().all():
-        raise DataError(f"{source}: the model's output has NaN or infinite samples")
-    return _in_range(waveform, source, normalize)
+                waveform = _vocode(self.model, self._read(source), self.progress, check)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            device = self.model.device
+            raise DataError(f"{source}: too long for the memory of {device}; cut it into shorter files") from error
+        return self._finished(source, waveform)
+
+    def several(self, sources: list[Source], check: Check = go_on) -> list[Tensor | Apnet2Error]:
+        """What `one` gives of each file, or raises; in one batch, for which they had better be of like lengths.
+
+        Args:
+            sources: The files, which together fit in memory.
+            check: As for `one`.
+        """
+        one_by_one = [partial(self.one, source, check=check) for source in sources]
+        if len(sources) == 1 or self.framing == "hifigan":
+            return [attempt(one) for one in one_by_one]
+        try:
+            given = [attempt(partial(self._read, source)) for source in sources]
+            check()
+            waveforms = iter(_vocode_batch(self.model, [features for features in given if _is_short(features)]))
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            return [attempt(one) for one in one_by_one]
+        done = []
+        for source, features, one in zip(sources, given, one_by_one, strict=True):
+            if isinstance(features, Apnet2Error):
+                done.append(features)
+            else:
+                batched = partial(self._finished, source, next(waveforms)) if _is_short(features) else one
+                done.append(attempt(batched))
+        return done
+
+    def _read(self, source: Source) -> Features:
+        """What the model is given of a file; if it has frames, they are centred."""
+        model, audio = self.model, self.model.config.audio
+        if suffix := _feature_suffix(source):
+            features = _features(model, source, suffix, self.pairing).to(model.device)
+            n_frames = features.shape[2]
+            return Features(iter(features.split(PIECE, dim=2)), n_frames, (n_frames - 1) * audio.hop_length)
+        check_vocodes_recordings(source, model)
+        recording = _recording(source, audio.sample_rate, self.resample)
+        padded = whole_hops(recording, audio).to(model.device)
+        pieces = model.log_mel.pieces(padded, PIECE)
+        return Features(pieces, len(padded) // audio.hop_length + 1, len(recording))
+
+    def _finished(self, source: Source, waveform: Tensor) -> Tensor:
+        """A waveform as it is written."""
+        if not waveform.isfinite().all():
+            raise DataError(f"{source}: the model's output has NaN or infinite samples")
+        return _in_range(waveform, source, self.normalize)
 
 
-def _vocode(model: Apnet2, n_frames: int, pieces: Iterator[Tensor], progress: bool) -> Tensor:
-    """The waveform (1, 1, N) of a mel or latent of `n_frames` that comes in pieces of `PIECE`, on the CPU."""
-    if n_frames <= PIECE:
-        return model.inference(next(pieces)).cpu()
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether it is that; on a processor torch has no class of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error)
+
+
+def _is_short(features: Features | Apnet2Error) -> bool:
+    return isinstance(features, Features) and features.n_frames <= PIECE
+
+
+def _vocode(model: Apnet2, features: Features, progress: bool, check: Check) -> Tensor:
+    """The waveform (n_samples,), on the CPU."""
+    if _is_short(features):
+        return _vocode_batch(model, [features])[0]
     audio, waveforms = model.config.audio, []
-    seconds = round(n_frames * audio.hop_length / audio.sample_rate)
+    seconds = round(features.n_frames * audio.hop_length / audio.sample_rate)
     with tqdm(total=seconds, unit="s", disable=None if progress else True) as bar:
-        for waveform in model.stream(pieces, window=PIECE):
-            waveforms.append(waveform.cpu())
+        for waveform in model.stream(features.pieces, window=PIECE):
+            check()
+            waveforms.append(waveform.flatten().cpu())
             bar.update(round(waveform.shape[2] / audio.sample_rate))
-    return torch.cat(waveforms, dim=2)
+    return torch.cat(waveforms)[: features.n_samples]
+
+
+def _vocode_batch(model: Apnet2, batch: list[Features]) -> list[Tensor]:
+    """The waveforms (n_samples,) of features of up to `PIECE` frames, on the CPU."""
+    if not batch:
+        return []
+    frames = [next(features.pieces)[0].T for features in batch]
+    lengths = torch.tensor([features.n_frames for features in batch]) if len(batch) > 1 else None
+    waveforms = model.inference(pad_sequence(frames, batch_first=True).transpose(1, 2), lengths)[:, 0].cpu()
+    return [waveform[: features.n_samples] for waveform, features in zip(waveforms, batch, strict=True)]
+
+
+def seconds(source: Source, config: Apnet2Config) -> float:
+    """The length of a file's audio in seconds, roughly, without reading all of it; 0 where there is no file.
+
+    Mels and latents are taken to be of 32 bits, and what libsndfile does not know to have 32 kbit/s.
+    """
+    if not isinstance(source, Path) or not source.is_file():
+        return 0.0
+    size, audio = source.stat().st_size, config.audio
+    if _feature_suffix(source):
+        return size / (4 * config.n_inputs) * audio.hop_length / audio.sample_rate
+    try:
+        with open_audio(source) as file:
+            return file.frames / file.samplerate
+    except LibsndfileError:
+        return size / 4000
 
 
 def _in_range(waveform: Tensor, source: Source, normalize: bool) -> Tensor:
@@ -120,7 +218,7 @@ def mel_analysis(config: Apnet2Config) -> LogMel:
 
 
 def analyse_file(log_mel: LogMel, audio, source: Source, resample: bool = True) -> np.ndarray:
-    """The natural-log mel of a recording, (n_mels, T) in float32: what `vocode_file` vocodes of it.
+    """The natural-log mel of a recording, (n_mels, T) in float32: what `FileVocoder` vocodes of it.
 
     Args:
         log_mel: The analysis.
@@ -164,20 +262,54 @@ def _features(model: Apnet2, source: Source, suffix: str, pairing: Pairing | Non
 
 def _read_features(source: Source, suffix: str, n_channels: int) -> Tensor:
     """A mel or a latent as (1, n_channels, T) in float32; the file holds that or (n_channels, T), with T >= 2."""
-    features = _read_array(source, suffix)
+    features = checked_features(source, _read_array(source, suffix), n_channels)
+    if features.shape[2] < 2:
+        raise DataError(f"{source}: has {features.shape[2]} frames, expected at least 2")
+    return features
+
+
+def checked_features(source: Source, features: Tensor, n_channels: int) -> Tensor:
+    """A mel or a latent, (n_channels, T) or (1, n_channels, T), as (1, n_channels, T) in float32.
+
+    Raises:
+        DataError: if it is of another shape or type, or not finite.
+    """
     shape = tuple(features.shape)
     if len(shape) not in (2, 3) or shape[-2] != n_channels or (len(shape) == 3 and shape[0] != 1):
         hint = "; it is transposed" if len(shape) > 1 and shape[-1] == n_channels else ""
         expected = f"({n_channels}, frames) or (1, {n_channels}, frames)"
         raise DataError(f"{source}: has shape {shape}, expected {expected}{hint}")
-    if shape[-1] < 2:
-        raise DataError(f"{source}: has {shape[-1]} frames, expected at least 2")
     if not features.is_floating_point():
         raise DataError(f"{source}: has numbers of type {features.dtype}, expected floating ones")
     features = features.detach().float().reshape(1, n_channels, -1)
     if not features.isfinite().all():
         raise DataError(f"{source}: has NaN or infinite values")
     return features
+
+
+def check_vocodes_recordings(source: Source, model: Apnet2) -> None:
+    """Refuse a recording for a model that vocodes latents.
+
+    Raises:
+        DataError: if it does.
+    """
+    if model.config.input_features == "latent":
+        raise DataError(
+            f"{source}: is a recording, but this model vocodes latents of a VITS; expected a "
+            f"{' or '.join(FEATURE_SUFFIXES)} file of shape ({model.config.n_inputs}, frames)"
+        )
+
+
+def check_rate(source: Source, rate: int, sample_rate: int, resample: bool) -> None:
+    """Mention that a recording is of another rate than the model's, or refuse it.
+
+    Raises:
+        DataError: if it is not to be resampled.
+    """
+    if rate != sample_rate and not resample:
+        raise DataError(f"{source}: has {rate} Hz, expected the model's {sample_rate} Hz")
+    if rate != sample_rate:
+        logger.warning("%s: resampled from %d to %d Hz", source, rate, sample_rate)
 
 
 def _feature_suffix(source: Source) -> str | None:
@@ -189,9 +321,10 @@ def _feature_suffix(source: Source) -> str | None:
 
 
 def _read_array(source: Source, suffix: str) -> Tensor:
+    _check_there(source)
     try:
         if suffix == ".npy":
-            content = torch.from_numpy(np.load(source, allow_pickle=False))
+            content = torch.from_numpy(_load_npy(source))
         else:
             content = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make the two readers raise almost anything
@@ -204,11 +337,22 @@ def _read_array(source: Source, suffix: str) -> Tensor:
     return content
 
 
+def _load_npy(source: Source) -> np.ndarray:
+    """The array of a file; on standard input those of several in a row, as `piped.MelStream` has them, end to end."""
+    arrays = [np.load(source, allow_pickle=False)]
+    while isinstance(source, StandardInput) and source.tell() < len(source.getbuffer()):
+        arrays.append(np.load(source, allow_pickle=False))
+    return np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
+
+
 def _recording(source: Source, sample_rate: int, resample: bool) -> Tensor:
     """A recording (N,) at `sample_rate`; if it has another one, that is refused or mentioned."""
+    _check_there(source)
     recording, rate = read_recording(source)
-    if rate != sample_rate and not resample:
-        raise DataError(f"{source}: has {rate} Hz, expected the model's {sample_rate} Hz")
-    if rate != sample_rate:
-        logger.warning("%s: resampled from %d to %d Hz", source, rate, sample_rate)
+    check_rate(source, rate, sample_rate, resample)
     return torch.from_numpy(at_rate(recording, rate, sample_rate))
+
+
+def _check_there(source: Source) -> None:
+    if isinstance(source, Path) and not source.exists():
+        raise DataError(f"{source}: no such file or folder")

@@ -26,16 +26,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from inference import MatrixProduct, interleave, machine, memory, reset_peak
 from official import OfficialTraining, Sizes
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from apnet2_tts_plugin.bench.clock import MatrixProduct, interleave
+from apnet2_tts_plugin.bench.memory import memory, reset_peak
+from apnet2_tts_plugin.bench.report import conditions
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.model import Apnet2
-from apnet2_tts_plugin.training.precision import emulates_bf16
+from apnet2_tts_plugin.network.precision import emulates_bf16
 from apnet2_tts_plugin.weights.official import rename_official
 
 SAMPLE_RATE = 22050
@@ -270,7 +272,7 @@ def main() -> None:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             result.peak_mb = process.submit(peak_memory, build[result.mode], args.threads, args.device).result()
     command = shlex.join(["python", *sys.argv])
-    about = machine(args.device, args.threads)
+    about = conditions(args.device, args.threads)
     about += " A large matrix product reaches " + ", ".join(f"{rate:.0f} GFLOP/s in {t}" for t, rate in rates.items())
     print(f"{about}. Medians of {args.rounds} rounds: `{command}`", table(results), sep="\n\n")
     if args.json:

@@ -11,17 +11,21 @@ measured in a process of its own per system, above what that process holds with 
 CUDA float32 means float32, not TF32. Needs the extra `dev`.
 """
 
+import argparse
+import json
 import math
+import os
+import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from inference import make_parser, peaks, run, synchronise
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,6 +33,9 @@ from tqdm import tqdm
 from TTS.tts.configs.vits_config import VitsArgs, VitsConfig
 from TTS.tts.models.vits import Vits
 
+from apnet2_tts_plugin.bench.clock import synchronise
+from apnet2_tts_plugin.bench.memory import in_own_process, peaks
+from apnet2_tts_plugin.bench.report import conditions
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.pairing.vits import LatentDecoder, with_decoder
@@ -231,12 +238,36 @@ def speed(result: Result) -> str:
     return f"{result.times_real_time:.1f}" + (f" ({result.ratio_to_own:.2f})" if compared else "")
 
 
-def main() -> None:
-    """Measure and print the table."""
-    parser = make_parser(__doc__, SYSTEMS, [1, 5, 20])
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[1, 5, 20], help="lengths of what is said")
+    parser.add_argument("--rounds", type=int, default=9, help="runs of which the median is taken")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="what to measure")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to write the figures to")
     parser.add_argument("--small", action="store_true", help="tiny networks, to try the benchmark itself")
-    args = parser.parse_args()
-    run(args, measure, peak_memory, table, args.small)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure all systems at all lengths, and their memory in processes of their own; print and write the figures."""
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = False
+    lengths, settings = sorted(args.seconds), (args.device, args.small)
+    results = [result for seconds in lengths for result in measure(args.systems, seconds, args.rounds, *settings)]
+    for name in tqdm(args.systems, desc="memory", unit="system"):
+        found = in_own_process(peak_memory, name, lengths, args.threads, *settings)
+        for result in results:
+            if result.system == name:
+                result.peak_mb = found[lengths.index(result.seconds)]
+    command = shlex.join(["python", *sys.argv])
+    about = conditions(args.device, args.threads)
+    print(f"{about} Medians of {args.rounds} rounds: `{command}`", table(results), sep="\n\n")
+    if args.json:
+        content = {"machine": about, "command": command, "results": [asdict(result) for result in results]}
+        args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ def is_done(result: tuple, n_files: int = 1, verb: str = "vocoded") -> bool:
     """Whether a command that turns files into files did so many, and said no more than that."""
     status, out, err = result
     files = "1 file" if n_files == 1 else f"{n_files} files"
-    pattern = rf"apnet2: {verb} {files}, [\d.]+ s of audio in [\d.]+ s, [\d.]+ times real time\n"
+    runtime = r", runtime (packed|eager)" if verb == "vocoded" else ""
+    pattern = rf"apnet2: {verb} {files}, [\d.]+ s of audio in [\d.]+ s, [\d.]+ times real time{runtime}\n"
     return (status, out) == (0, "") and re.fullmatch(pattern, err) is not None
 
 

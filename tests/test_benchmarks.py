@@ -6,7 +6,6 @@ import pytest
 import scripts
 import soundfile
 import tiny
-import torch
 from golden_weights import golden_waveform
 
 
@@ -35,12 +34,6 @@ def recordings(tmp_path):
     return tmp_path / "voice"
 
 
-@pytest.fixture
-def inference(monkeypatch):
-    """The module `benchmarks/inference.py`."""
-    return scripts.load(scripts.BENCHMARKS / "inference.py", monkeypatch)
-
-
 def test_pairing_has_a_row_for_each_setting(tmp_path, recordings, monkeypatch, capsys):
     pairing = scripts.load(scripts.BENCHMARKS / "pairing.py", monkeypatch)
     titles = ["the vocoder's own", "Tacotron: linear, normalised, clipped", "24 kHz, hop 300, window 1200, FFT 2048"]
@@ -61,46 +54,6 @@ def test_segments_has_a_row_per_length(tmp_path, recordings, benchmark):
     assert [header[0], short[0], whole[0]] == ["Samples", "8192", "whole files"]
     assert long == ["99840", "no file is as long"]
     assert float(short[1].split()[0]) > 0 and float(whole[1].split()[0]) > 0
-
-
-@pytest.mark.slow
-def test_inference_compares_systems(tmp_path, benchmark):
-    out = tmp_path / "inference.json"
-    systems = ("plain", "ours", "ours-bf16")
-    arguments = ("--seconds", 0.1, 0.25, "--rounds", 1, "--systems", *systems, "--threads", torch.get_num_threads())
-    header, *rows = cells(benchmark("inference", *arguments, "--json", out))
-    assert header[1:] == ["0.1 s", "0.25 s", "Peak MB", "GFLOP per s", "Share of matrix rate", "SNR dB"]
-    assert [row[0] for row in rows] == ["Plain transcription, float32", "APNet2, float32", "APNet2, bf16 weights"]
-    assert all(len(row) == len(header) for row in rows)
-    assert [bool(row[-1]) for row in rows] == [False, False, True]
-    results = json.loads(out.read_text())["results"]
-    assert len(results) == 6
-    assert all(result["times_real_time"] > 0 and result["peak_mb"] > 0 for result in results)
-    assert results[0]["ratio_to_plain"] == 1
-
-
-def test_the_plain_transcription_is_our_generator(inference):
-    systems = {name: inference.build(name, "cpu") for name in ("plain", "ours")}
-    mel = systems["ours"].mel(0.1)
-    outputs = {name: system(mel) for name, system in systems.items()}
-    inference.check_equal(outputs)
-    with pytest.raises(SystemExit, match="differs from the plain transcription"):
-        inference.check_equal({**outputs, "ours": outputs["ours"] + 1e-3 * outputs["ours"].abs().max()})
-
-
-def test_emulated_bf16_is_measured_on_request(inference, monkeypatch):
-    systems = inference.default_systems("cpu")
-    monkeypatch.setattr(inference, "emulates_bf16", lambda device: False)
-    assert inference.default_systems("cpu") == list(inference.SYSTEMS) and set(systems) <= set(inference.SYSTEMS)
-    monkeypatch.setattr(inference, "emulates_bf16", lambda device: True)
-    titles = [inference.build(name, "cpu").title for name in inference.default_systems("cpu")]
-    assert "APNet2, float32" in titles and not [title for title in titles if "bf16" in title]
-
-
-def test_flop_are_those_of_the_products(inference):
-    layer = torch.nn.Linear(30, 20)
-    system = inference.System("one product", layer, layer)
-    assert inference.count_flop(system, torch.zeros(7, 30)) == 2 * 7 * 30 * 20
 
 
 @pytest.mark.slow

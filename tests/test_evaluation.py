@@ -226,7 +226,7 @@ def test_our_vocoder_gives_what_the_model_gives(model, recordings):
 
 
 def test_latent_models_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(systems, "load_model", lambda *_: tiny.model(input_features="latent"))
+    monkeypatch.setattr(systems, "load_with_runtime", lambda *_: tiny.model(input_features="latent"))
     with pytest.raises(ModelError, match="expected a model that vocodes mels"):
         systems.make_system("latent")
 

@@ -13,7 +13,7 @@ from apnet2_tts_plugin.config import PredictorConfig
 from apnet2_tts_plugin.errors import DataError
 from apnet2_tts_plugin.network.generator import Generator
 from apnet2_tts_plugin.network.streaming import GeneratorStream, WindowStream, open_stream
-from apnet2_tts_plugin.vocode import vocode_file
+from apnet2_tts_plugin.vocode import FileVocoder
 from apnet2_tts_plugin.weights import store
 
 SPEECH = Path(__file__).parent.parent / "recipes" / "ljspeech" / "sample.flac"
@@ -159,11 +159,11 @@ def test_long_files_are_vocoded_in_pieces(suffix, tmp_path, monkeypatch):
     speech, _ = sf.read(SPEECH, dtype="float32", frames=50_000)
     file, long_mel = tmp_path / f"in{suffix}", model.log_mel(speech[None])
     sf.write(file, speech, 22050, subtype="FLOAT") if suffix == ".wav" else np.save(file, long_mel[0].numpy())
-    whole = vocode_file(model, file)
+    whole = FileVocoder(model).one(file)
     monkeypatch.setattr(vocode, "PIECE", 60)
     lengths = []
     monkeypatch.setattr(Generator, "inference", lambda *_: lengths.append("the whole"))
-    pieces = vocode_file(model, file)
+    pieces = FileVocoder(model).one(file)
     assert not lengths and len(whole) == (50_000 if suffix == ".wav" else 50_000 // HOP * HOP)
     torch.testing.assert_close(pieces, whole, atol=1e-5, rtol=0)
 

@@ -18,8 +18,8 @@ from TTS.bin import train_vocoder
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import ConfigError
 from apnet2_tts_plugin.model import MAX_CLIPS, Apnet2
+from apnet2_tts_plugin.network import precision
 from apnet2_tts_plugin.recipe import RecipeArgs, run_settings
-from apnet2_tts_plugin.training import precision
 from apnet2_tts_plugin.training.data import EpochBatches
 from apnet2_tts_plugin.weights import convert
 

@@ -19,7 +19,7 @@ from TTS.vocoder.configs.shared_configs import BaseVocoderConfig
 from apnet2_tts_plugin.audio import SUFFIXES, read_recording
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import DataError, ModelError, one_line
-from apnet2_tts_plugin.loader import load_model
+from apnet2_tts_plugin.loader import load_with_runtime
 from apnet2_tts_plugin.metrics.inputs import optional_package
 from apnet2_tts_plugin.network.spectra import LogMel, whole_hops
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
@@ -63,7 +63,7 @@ def make_system(words: str, device: str = "cpu") -> System:
 
     Args:
         words: `griffin_lim:ITERATIONS`, `coqui:CONFIG_OR_FOLDER`, `wavs:FOLDER`, or else a name that `store` knows or a
-            folder with an APNet2 model.
+            folder with an APNet2 model, with `@RUNTIME` behind it for one of `network.runtime`.
         device: Where networks run.
 
     Raises:
@@ -98,10 +98,10 @@ def aligned(copy: Copy, recording: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 class OurVocoder:
-    """An APNet2 by name or folder, on the mel of its own analysis."""
+    """An APNet2 by name or folder, in a runtime if one is given, on the mel of its own analysis."""
 
     def __init__(self, name: str, device: str):
-        self.model = load_model(name, device)
+        self.model = load_with_runtime(name, device)
         if self.model.config.input_features != "mel":
             raise ModelError(f"{name}: vocodes the latents of a VITS, expected a model that vocodes mels")
         self.model.copy_synthesis(torch.zeros(8192), self.model.config.audio.sample_rate)  # the first call is slower
@@ -140,11 +140,12 @@ class GriffinLim:
         waveform = read_at(recording.path, settings.sample_rate)
         mel = self.log_mel(whole_hops(waveform, settings)[None])[0].exp().numpy()
         start = time.perf_counter()
-        copy = self._vocode(mel)
+        copy = self.vocode(mel)
         seconds = time.perf_counter() - start
         return Copy(copy[: len(waveform)], settings.sample_rate, seconds)
 
-    def _vocode(self, mel: np.ndarray) -> np.ndarray:
+    def vocode(self, mel: np.ndarray) -> np.ndarray:
+        """The waveform of a mel (n_mels, T), which is not a logarithm."""
         settings = self.audio
         magnitude = librosa.feature.inverse.mel_to_stft(
             mel,

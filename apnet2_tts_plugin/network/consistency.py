@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from apnet2_tts_plugin.network.spectra import ISTFT
+from apnet2_tts_plugin.network.spectra import ISTFT, magnitude
 
 MOMENTUM = 0.99
 
@@ -20,7 +20,8 @@ class FastGriffinLim(nn.Module):
         iterations: How many; with 0 the spectrum stays as it is.
 
     Shape:
-        spectrum (B, n_bins, T) complex, mask (B, T, 1) or None, lengths (B,) or None, to the same shape.
+        amplitude (B, n_bins, T), spectrum (B, n_bins, T) complex and of that amplitude, mask (B, T, 1) or None,
+        lengths (B,) or None, to a spectrum of the same shape.
     """
 
     def __init__(self, istft: ISTFT, hop_length: int, iterations: int):
@@ -29,37 +30,36 @@ class FastGriffinLim(nn.Module):
         self.hop_length = hop_length
         self.iterations = iterations
 
-    def forward(self, spectrum: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+    def forward(
+        self, amplitude: Tensor, spectrum: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
         if not self.iterations:
             return spectrum
-        amplitude = spectrum.abs()
         momentum = MOMENTUM / (1 + MOMENTUM)
-        previous = torch.zeros_like(spectrum)
-        positions = self._reflected(spectrum.shape[2], lengths, spectrum.device)
+        previous = None
         for _ in range(self.iterations):
-            waveform = self.istft(spectrum, mask)
-            consistent = self._stft(waveform, positions)
-            direction = consistent - momentum * previous
+            consistent = self._stft(self.istft(spectrum, mask), lengths)
+            direction = consistent if previous is None else consistent - momentum * previous
             previous = consistent
-            # the angle alone; the floor keeps the gradient of a direction of no length finite
-            spectrum = amplitude * direction / direction.abs().clamp(min=1e-8)
+            # the floor keeps the gradient of a direction of no length finite
+            spectrum = direction * (amplitude / magnitude(direction.real, direction.imag, floor=1e-8))
         return spectrum
 
-    def _stft(self, waveform: Tensor, positions: Tensor) -> Tensor:
-        """The centred STFT of each item, whose edges `positions` reflects."""
-        padded = waveform.gather(1, positions.expand(len(waveform), -1))
+    def _stft(self, waveform: Tensor, lengths: Tensor | None) -> Tensor:
+        """The centred STFT of each item; both edges are mirrors, so that items shorter than the window have one too."""
+        half, n_samples = self.istft.n_fft // 2, waveform.shape[1]
+        around = torch.arange(-half, n_samples + half, device=waveform.device)
+        if lengths is None:
+            before, after = mirrored(around[:half], n_samples), mirrored(around[-half:], n_samples)
+            padded = torch.cat([waveform[:, before], waveform, waveform[:, after]], dim=1)
+        else:
+            padded = waveform.gather(1, mirrored(around[None], (lengths[:, None] - 1) * self.hop_length))
         frames = padded.unfold(1, self.istft.n_fft, self.hop_length) * self.istft.window
         return torch.fft.rfft(frames).transpose(1, 2)
 
-    def _reflected(self, n_frames: int, lengths: Tensor | None, device: torch.device) -> Tensor:
-        """Where each sample of the padded waveforms comes from, (B or 1, (T - 1) * hop_length + n_fft).
 
-        Both edges are mirrors, so that also items shorter than the window have a reflection.
-        """
-        half = self.istft.n_fft // 2
-        if lengths is None:
-            lengths = torch.tensor([n_frames], device=device)
-        last = (lengths[:, None] - 1) * self.hop_length - 1
-        position = torch.arange(-half, (n_frames - 1) * self.hop_length + half, device=device)[None]
-        position = position.remainder(2 * last)
-        return torch.minimum(position, 2 * last - position)
+def mirrored(positions: Tensor, n_samples: int | Tensor) -> Tensor:
+    """Which of samples 0 to `n_samples` - 1 lie at any positions, if the edges are mirrors of what is between."""
+    last = n_samples - 1
+    positions = positions.remainder(2 * last)
+    return torch.minimum(positions, 2 * last - positions)

@@ -29,7 +29,7 @@ class GlobalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         # Faster on a processor than vector_norm over this axis; the root of 0 has no gradient, hence the clamp.
-        squares = masked(x, mask).float().square().sum(dim=1, keepdim=True)
+        squares = masked(x, mask).square().sum(dim=1, keepdim=True, dtype=torch.float32)
         norm = squares.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
         response = (norm / (norm.mean(dim=2, keepdim=True) + 1e-6)).to(x.dtype)
         return torch.addcmul(self.beta, x, 1 + self.gamma * response)
@@ -39,21 +39,27 @@ class FrameConv(nn.Conv1d):
     """Convolution over frames that gives as many as it gets, each from `look_ahead` frames after it and others before.
 
     Shape:
-        (B, in_channels, T) to (B, out_channels, T).
+        (B, T, in_channels) to (B, T, out_channels).
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, look_ahead: int, groups: int = 1):
-        centred = 2 * look_ahead == kernel_size - 1
-        super().__init__(in_channels, out_channels, kernel_size, padding=look_ahead if centred else 0, groups=groups)
+        super().__init__(in_channels, out_channels, kernel_size, groups=groups)
         self.look_ahead = look_ahead
-        self.missing = (0, 0) if centred else (kernel_size - 1 - look_ahead, look_ahead)
+        self.behind = kernel_size - 1 - look_ahead
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, self.missing) if any(self.missing) else x)
+        # Padded at the end as at the beginning, for which the library needs no copy; what is too much is left out.
+        return self.inside(x, self.behind)[:, : x.shape[1]]
 
-    def inside(self, x: Tensor) -> Tensor:
-        """Without padding, channels last: (B, T, in_channels) to (B, T - kernel_size + 1, out_channels)."""
-        return F.conv1d(x.transpose(1, 2), self.weight, self.bias, groups=self.groups).transpose(1, 2)
+    def inside(self, x: Tensor, padding: int = 0) -> Tensor:
+        """With `padding` frames of zeros at both ends: (B, T, in_channels) to (B, T - behind - look_ahead, ...)."""
+        if self.groups == 1 and self.kernel_size[0] > 1:
+            return F.conv1d(x.transpose(1, 2), self.weight, self.bias, padding=padding).transpose(1, 2)
+        # An image of height 1 with its channels last, which is what x is in memory: nothing needs to be copied. For the
+        # convolutions above, on a processor, it is the slower way.
+        image = x.transpose(1, 2).unsqueeze(2)
+        image = F.conv2d(image, self.weight.unsqueeze(2), self.bias, padding=(0, padding), groups=self.groups)
+        return image.squeeze(2).transpose(1, 2)
 
 
 class RowConv(FrameConv):
@@ -62,33 +68,9 @@ class RowConv(FrameConv):
     The library's convolution rounds otherwise for another number of frames.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        missing = (self.kernel_size[0] - 1 - self.look_ahead, self.look_ahead)
-        return self.inside(F.pad(x, missing).transpose(1, 2)).transpose(1, 2)
-
-    def inside(self, x: Tensor) -> Tensor:
-        rows = x.unfold(1, self.kernel_size[0], 1).flatten(2)
-        return F.linear(rows, self.weight.flatten(1), self.bias)
-
-
-class DepthwiseConv(FrameConv):
-    """Depthwise convolution over frames with the channels last.
-
-    Shape:
-        (B, T, C) to (B, T, C).
-    """
-
-    def __init__(self, channels: int, kernel_size: int, look_ahead: int):
-        super().__init__(channels, channels, kernel_size, look_ahead, groups=channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inside(F.pad(x, (0, 0, *self.missing)) if any(self.missing) else x, self.padding[0])
-
     def inside(self, x: Tensor, padding: int = 0) -> Tensor:
-        # An image of height 1 with its channels last, which is what x is in memory: nothing needs to be copied.
-        image = x.transpose(1, 2).unsqueeze(2)
-        image = F.conv2d(image, self.weight.unsqueeze(2), self.bias, padding=(0, padding), groups=self.groups)
-        return image.squeeze(2).transpose(1, 2)
+        rows = F.pad(x, (0, 0, padding, padding)).unfold(1, self.kernel_size[0], 1).flatten(2)
+        return F.linear(rows, self.weight.flatten(1), self.bias)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -101,9 +83,10 @@ class ConvNeXtBlock(nn.Module):
     def __init__(self, sizes: PredictorConfig, look_ahead: int):
         super().__init__()
         channels, hidden_channels = sizes.channels, sizes.hidden_channels
-        self.depthwise = DepthwiseConv(channels, sizes.kernel_size, look_ahead)
+        self.depthwise = FrameConv(channels, channels, sizes.kernel_size, look_ahead, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.expand = nn.Linear(channels, hidden_channels)
+        self.activation = nn.GELU()
         self.response_norm = GlobalResponseNorm(hidden_channels) if sizes.response_norm == "sentence" else None
         self.project = nn.Linear(hidden_channels, channels)
 
@@ -112,7 +95,7 @@ class ConvNeXtBlock(nn.Module):
 
     def mix(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """All that follows the depthwise convolution, but for the residual."""
-        hidden = F.gelu(self.expand(self.norm(hidden)))
+        hidden = self.activation(self.expand(self.norm(hidden)))
         if self.response_norm is not None:
             hidden = self.response_norm(hidden, mask)
         return self.project(hidden)
@@ -127,7 +110,7 @@ class Backbone(nn.Module):
         input_conv: The kind of the first convolution.
 
     Shape:
-        x (B, n_inputs, T), mask (B, T, 1) or None, to (B, channels, T).
+        x (B, T, n_inputs), mask (B, T, 1) or None, to (B, T, channels).
     """
 
     def __init__(self, n_inputs: int, sizes: PredictorConfig, input_conv: type[FrameConv] = FrameConv):
@@ -139,10 +122,15 @@ class Backbone(nn.Module):
         self.output_norm = nn.LayerNorm(sizes.channels, eps=1e-6)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = masked(self.input_norm(self.input_conv(x).transpose(1, 2)), mask)
+        x = masked(self.input_norm(self.input_conv(x.to(self.dtype))), mask)
         for block in self.blocks:
             x = block(x, mask)
-        return masked(self.output_norm(x), mask).transpose(1, 2)
+        return masked(self.output_norm(x), mask)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the weights have and the input is converted to."""
+        return self.input_norm.weight.dtype
 
 
 def output_conv(sizes: PredictorConfig, n_outputs: int, kind: type[FrameConv] = FrameConv) -> FrameConv:
@@ -166,4 +154,4 @@ def _kernel_sizes(sizes: PredictorConfig) -> list[int]:
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:
     """Zero the padded frames, as a convolution pads the end of a single run."""
-    return x if mask is None else x * mask
+    return x if mask is None else x * mask.to(x.dtype)

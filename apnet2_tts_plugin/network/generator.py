@@ -15,7 +15,7 @@ from apnet2_tts_plugin.network.consistency import FastGriffinLim
 from apnet2_tts_plugin.network.convnext import Backbone, ConvNeXtBlock, RowConv, look_aheads, masked, output_conv
 from apnet2_tts_plugin.network.harmonics import NoisePhase, harmonic_phase, integrate
 from apnet2_tts_plugin.network.pitch import Pitch, PitchPredictor
-from apnet2_tts_plugin.network.spectra import AMPLITUDE_FLOOR, ISTFT, Float32Buffers, mel_basis
+from apnet2_tts_plugin.network.spectra import AMPLITUDE_FLOOR, ISTFT, Float32Buffers, magnitude, mel_basis
 
 
 class MelPredictor(nn.Module):
@@ -36,7 +36,7 @@ class MelPredictor(nn.Module):
         self.output_conv = output_conv(sizes, n_mels, RowConv)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return masked(self.output_conv(self.backbone(x, mask)).transpose(1, 2), mask).transpose(1, 2)
+        return masked(self.output_conv(self.backbone(x.transpose(1, 2), mask)), mask).transpose(1, 2)
 
     def start_at_mean(self) -> None:
         """Let the untrained predictor give the mean; to be called after all weights are drawn."""
@@ -56,7 +56,7 @@ class AmplitudePredictor(nn.Module):
         self.output_conv = output_conv(sizes, n_bins)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.output_conv(self.backbone(x, mask))
+        return self.output_conv(self.backbone(x.transpose(1, 2), mask)).transpose(1, 2)
 
 
 class AmplitudeRefiner(Float32Buffers):
@@ -85,7 +85,7 @@ class AmplitudeRefiner(Float32Buffers):
         """The log-amplitude (B, n_bins, T) that is refined."""
         with torch.autocast(mel.device.type, enabled=False):
             magnitude = self.inverse_basis @ mel.float().exp()
-            return magnitude.abs().clamp(min=AMPLITUDE_FLOOR).log().to(mel.dtype)
+            return magnitude.abs().clamp(min=AMPLITUDE_FLOOR).log().to(self.blocks[0].norm.weight.dtype)
 
 
 class PhasePredictor(nn.Module):
@@ -102,8 +102,8 @@ class PhasePredictor(nn.Module):
         self.imag_conv = output_conv(sizes, n_bins)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x = self.backbone(x, mask)
-        return self.real_conv(x), self.imag_conv(x)
+        x = self.backbone(x.transpose(1, 2), mask)
+        return self.real_conv(x).transpose(1, 2), self.imag_conv(x).transpose(1, 2)
 
 
 class HarmonicPhasePredictor(nn.Module):
@@ -135,8 +135,8 @@ class HarmonicPhasePredictor(nn.Module):
     def forward(
         self, x: Tensor, pitch: Pitch, phi: Tensor, noise: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        parts = self.output_conv(self.backbone(self.with_pitch(x, pitch, mask), mask))
-        return self.combine(parts, pitch, phi, noise)
+        x = self.with_pitch(x, pitch, mask).transpose(1, 2)
+        return self.combine(self.output_conv(self.backbone(x, mask)).transpose(1, 2), pitch, phi, noise)
 
     def with_pitch(self, x: Tensor, pitch: Pitch, mask: Tensor | None = None) -> Tensor:
         """The input of the backbone (B, n_inputs + 2, T)."""
@@ -239,7 +239,7 @@ class Generator(nn.Module):
             phase = torch.atan2(imag.float(), real.float())
             amplitude = log_amplitude.exp()
             spectrum = torch.complex(amplitude * phase.cos(), amplitude * phase.sin())
-            waveform = self.istft(self.griffin_lim(spectrum))
+            waveform = self.istft(self.griffin_lim(amplitude, spectrum))
             phasor = torch.complex(real.float(), imag.float())
             pitch_logits, voicing_logits = logits or (None, None)
             return Prediction(
@@ -271,9 +271,9 @@ class Generator(nn.Module):
         log_amplitude = self.amplitude(mel, mask)
         real, imag, *_ = self._phase(latent if self.phase_from_latent else mel, mask)
         with torch.autocast(mel.device.type, enabled=False):
-            spectrum = spectrum_of(log_amplitude, real, imag)
+            amplitude, spectrum = amplitude_and_spectrum(log_amplitude, real, imag)
             mask = None if mask is None else mask.float()
-            waveform = self.istft(self.griffin_lim(spectrum, mask, lengths), mask)
+            waveform = self.istft(self.griffin_lim(amplitude, spectrum, mask, lengths), mask)
         if lengths is not None:
             samples = torch.arange(waveform.shape[1], device=mel.device)
             waveform = waveform.masked_fill(samples >= (lengths[:, None] - 1) * self.hop_length, 0.0)
@@ -304,10 +304,11 @@ class Generator(nn.Module):
         return *self.phase(mel, pitch, phi, self.noise(mel.shape[2]), mask), logits, voicing
 
 
-def spectrum_of(log_amplitude: Tensor, real: Tensor, imag: Tensor) -> Tensor:
-    """The complex spectrum of a log-amplitude and the angle of pseudo real and imaginary parts; without gradients."""
-    # sgn(z) = z / |z| is the angle's cosine and sine: no arctangent is needed.
-    return torch.complex(real.float(), imag.float()).sgn() * log_amplitude.float().exp()
+def amplitude_and_spectrum(log_amplitude: Tensor, real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
+    """The amplitude, and the complex spectrum with it and the angles of pseudo real and imaginary parts."""
+    amplitude, real, imag = log_amplitude.float().exp(), real.float(), imag.float()
+    scale = amplitude / magnitude(real, imag, floor=1e-18)  # so no arctangent is needed
+    return amplitude, torch.complex(real * scale, imag * scale)
 
 
 def _init_weights(module: nn.Module) -> None:

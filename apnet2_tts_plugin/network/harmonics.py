@@ -76,9 +76,10 @@ def harmonic_phase(f0: Tensor, phi: Tensor, n_fft: int, sample_rate: int) -> Ten
     Returns:
         psi (B, n_fft / 2 + 1, T), not wrapped.
     """
-    bins = torch.arange(n_fft // 2 + 1, device=f0.device, dtype=f0.dtype)[:, None]
-    harmonics = (bins * (sample_rate / n_fft) / f0[:, None]).round()
-    return harmonics * phi[:, None] - math.pi * bins.remainder(2.0)
+    bins = torch.arange(n_fft // 2 + 1, device=f0.device, dtype=f0.dtype)
+    harmonics = (bins * (sample_rate / n_fft) / f0[..., None]).round()
+    psi = harmonics * phi[..., None] - math.pi * bins.remainder(2.0)
+    return psi.transpose(1, 2)  # so in memory the bins are last, as in the spectra
 
 
 class NoisePhase(Float32Buffers):

@@ -43,7 +43,7 @@ class PitchPredictor(nn.Module):
         self.output_conv = output_conv(sizes, self.n_bins + 1, RowConv)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.split(self.output_conv(self.backbone(x, mask)))
+        return self.split(self.output_conv(self.backbone(x.transpose(1, 2), mask)).transpose(1, 2))
 
     def split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the bins and of voicing in float32, from both in one (B, F + 1, T)."""

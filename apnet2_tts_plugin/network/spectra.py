@@ -129,24 +129,36 @@ class ISTFT(Float32Buffers):
         """The waveform of frames (B, T, n_fft) that are still to be windowed."""
         n_frames = frames.shape[1]
         frames = frames * self.window
-        squared_window = self.window.square().expand(1, n_frames, -1)
-        if mask is not None:
-            padded = mask == 0
-            frames = frames.masked_fill(padded, 0.0)
-            squared_window = squared_window.expand(len(frames), -1, -1).masked_fill(padded, 0.0)
+        if mask is None:
+            present = frames.new_ones(1, n_frames)
+        else:
+            frames, present = frames.masked_fill(mask == 0, 0.0), mask[..., 0]
         start = self.n_fft // 2
         end = start + (n_frames - 1) * self.hop_length
         waveform = self._overlap_add(frames)[:, start:end]
-        envelope = self._overlap_add(squared_window)[:, start:end]
+        envelope = self._squared_windows(present)[:, start:end]
         return waveform / envelope.clamp(min=1e-8)  # 0 / 1e-8 where no frame is left
 
     def _overlap_add(self, frames: Tensor) -> Tensor:
         """(B, T, n_fft) frames, `hop_length` apart, to their sum (B, at least (T - 1) * hop_length + n_fft)."""
-        n_hops = -(-self.n_fft // self.hop_length)
-        frames = F.pad(frames, (0, n_hops * self.hop_length - self.n_fft))
-        pieces = frames.unflatten(2, (n_hops, self.hop_length))
+        pieces = self._in_hops(frames)
+        n_hops = pieces.shape[2]
         total = sum(F.pad(pieces[:, :, i], (0, 0, i, n_hops - 1 - i)) for i in range(n_hops))
         return total.flatten(1)
+
+    def _squared_windows(self, present: Tensor) -> Tensor:
+        """What `_overlap_add` makes of squared windows at the frames where `present` (B, T) is 1."""
+        pieces = self._in_hops(self.window.square())
+        n_hops = len(pieces)
+        frames = F.pad(present, (n_hops - 1, n_hops - 1)).unfold(
+            1, n_hops, 1
+        )  # that reach into each hop, first to last
+        return (frames @ pieces.flip(0)).flatten(1)
+
+    def _in_hops(self, frames: Tensor) -> Tensor:
+        """(..., n_fft) to (..., n_hops, hop_length), the last one filled up by zeros."""
+        n_hops = -(-self.n_fft // self.hop_length)
+        return F.pad(frames, (0, n_hops * self.hop_length - self.n_fft)).unflatten(-1, (n_hops, self.hop_length))
 
 
 class LogMel(Float32Buffers):
@@ -221,6 +233,56 @@ class LogMel(Float32Buffers):
             return (self.basis @ magnitude).clamp(min=MEL_FLOOR).log()
 
 
+class LogMelStream:
+    """`LogMel` of a waveform that comes in pieces.
+
+    Args:
+        log_mel: The analysis.
+        audio: The audio config that it is of.
+
+    Example:
+
+        >>> from apnet2_tts_plugin import load_model
+        >>> model = load_model("apnet2")
+        >>> stream = LogMelStream(model.log_mel, model.config.audio)
+        >>> [stream.push(torch.zeros(1024), last=i == 2).shape[2] for i in range(3)]
+        [3, 4, 6]
+    """
+
+    def __init__(self, log_mel: LogMel, audio):
+        self.log_mel, self.audio = log_mel, audio
+        self.hop_length, self.half_window = log_mel.stft.hop_length, log_mel.stft.n_fft // 2
+        self.margin = self.half_window // self.hop_length + 1  # frames that the edge, where it goes on, reflects
+        self.kept = log_mel.basis.new_zeros(0)
+        self.n_before = 0  # frames among the kept ones that are out
+        self.n_samples = 0
+
+    def push(self, waveform: Tensor, last: bool = False) -> Tensor:
+        """The frames that are complete with the next samples.
+
+        Args:
+            waveform: (N,) within [-1, 1].
+            last: Whether it ends here; it is continued by silence then, as by `whole_hops`.
+
+        Returns:
+            Natural-log mel (1, n_mels, T); all together are those of the whole.
+        """
+        self.n_samples += len(waveform)
+        kept = torch.cat([self.kept, waveform])
+        if last:
+            kept = F.pad(kept, (0, n_hops(self.n_samples, self.audio) * self.hop_length - self.n_samples))
+            n_frames = len(kept) // self.hop_length + 1
+        else:
+            n_frames = (len(kept) - self.half_window) // self.hop_length + 1
+        if n_frames <= max(self.n_before, 1):  # a window that reflects takes more samples than half of it
+            self.kept = kept
+            return kept.new_zeros(1, len(self.log_mel.basis), 0)
+        mel = self.log_mel(kept[None])[:, :, self.n_before : n_frames]
+        first = max(n_frames - self.margin, 0)
+        self.kept, self.n_before = kept[first * self.hop_length :], n_frames - first
+        return mel
+
+
 def as_tensor(values: Tensor | np.ndarray, device: torch.device) -> Tensor:
     """A tensor as it is, or an array as a tensor on `device`."""
     return values if torch.is_tensor(values) else torch.as_tensor(np.ascontiguousarray(values), device=device)
@@ -241,8 +303,17 @@ def as_waveform(waveform: Tensor | np.ndarray, device: torch.device) -> Tensor:
 
 def whole_hops(waveform: Tensor, audio) -> Tensor:
     """A waveform (N,), continued by silence to whole hops, and to as many as the analysis reflects at the edges."""
-    hops = max(-(-len(waveform) // audio.hop_length), audio.fft_size // 2 // audio.hop_length + 1)
-    return F.pad(waveform, (0, hops * audio.hop_length - len(waveform)))
+    return F.pad(waveform, (0, n_hops(len(waveform), audio) * audio.hop_length - len(waveform)))
+
+
+def n_hops(n_samples: int, audio) -> int:
+    """How many hops `whole_hops` gives of so many samples."""
+    return max(-(-n_samples // audio.hop_length), audio.fft_size // 2 // audio.hop_length + 1)
+
+
+def magnitude(real: Tensor, imag: Tensor, floor: float) -> Tensor:
+    """sqrt(real^2 + imag^2), at least `floor`; on a processor several times as fast as abs() of a complex number."""
+    return (real.square() + imag.square()).clamp(min=floor**2).sqrt()
 
 
 def log_amplitude(spectrum: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apnet2_tts_plugin.network.convnext import Backbone, ConvNeXtBlock, FrameConv, GlobalResponseNorm
-from apnet2_tts_plugin.network.generator import AmplitudeRefiner, Generator, spectrum_of
+from apnet2_tts_plugin.network.generator import AmplitudeRefiner, Generator, amplitude_and_spectrum
 from apnet2_tts_plugin.network.harmonics import integrate
 from apnet2_tts_plugin.network.pitch import Pitch
 
@@ -59,8 +59,7 @@ class ConvStream:
 
     def __init__(self, conv: FrameConv):
         self.conv = conv
-        self.ahead = conv.look_ahead
-        self.behind = conv.kernel_size[0] - 1 - self.ahead
+        self.ahead, self.behind = conv.look_ahead, conv.behind
         self.kept: Tensor | None = None
 
     def push(self, x: Tensor, last: bool) -> tuple[Tensor, Tensor]:
@@ -102,7 +101,7 @@ class BackboneStream:
         self.output_convs = [ConvStream(conv) for conv in output_convs]
 
     def push(self, x: Tensor, last: bool) -> list[Tensor]:
-        x = self.backbone.input_norm(self.input_conv.push(x, last)[0])
+        x = self.backbone.input_norm(self.input_conv.push(x.to(self.backbone.dtype), last)[0])
         for block in self.blocks:
             x = block.push(x, last)
         x = self.backbone.output_norm(x)
@@ -170,22 +169,25 @@ class WaveformStream:
         self.generator = generator
         half_window = -(-generator.istft.n_fft // (2 * generator.hop_length))
         self.reach = generator.griffin_lim.iterations * (2 * half_window - 1) + half_window
-        self.kept: Tensor | None = None
+        self.kept: tuple[Tensor, Tensor] | None = None
         self.n_behind = 0  # frames among the kept ones whose samples are out
 
-    def push(self, spectrum: Tensor, last: bool) -> Tensor:
+    def push(self, amplitude: Tensor, spectrum: Tensor, last: bool) -> Tensor:
         """Samples (B, N) that are complete now; with `last` all that are left."""
-        spectrum = spectrum if self.kept is None else torch.cat([self.kept, spectrum], dim=1)
+        if self.kept is not None:
+            amplitude, spectrum = (
+                torch.cat(pair, dim=1) for pair in zip(self.kept, (amplitude, spectrum), strict=True)
+            )
         n_frames = spectrum.shape[1]
         end = n_frames - 1 if last else n_frames - self.reach
         if end <= self.n_behind:
-            self.kept = spectrum
+            self.kept = amplitude, spectrum
             return torch.zeros(len(spectrum), 0, device=spectrum.device)
         generator, hop_length = self.generator, self.generator.hop_length
-        waveform = generator.istft(generator.griffin_lim(spectrum.transpose(1, 2)))
+        waveform = generator.istft(generator.griffin_lim(amplitude.transpose(1, 2), spectrum.transpose(1, 2)))
         waveform = waveform[:, self.n_behind * hop_length : end * hop_length]
         first = max(end - self.reach, 0)
-        self.kept, self.n_behind = spectrum[:, first:], end - first
+        self.kept, self.n_behind = (amplitude[:, first:], spectrum[:, first:]), end - first
         return waveform
 
 
@@ -237,7 +239,7 @@ class GeneratorStream:
             (frames,) = self.mel.push(frames, last)
         phase = self.phase.push(latent if self.generator.phase_from_latent else frames, last)
         log_amplitude, real, imag = self.spectra.push(*self.amplitude.push(frames, last), *phase)
-        return self.waveform.push(spectrum_of(log_amplitude, real, imag), last)
+        return self.waveform.push(*amplitude_and_spectrum(log_amplitude, real, imag), last)
 
 
 class WindowStream:

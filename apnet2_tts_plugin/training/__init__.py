@@ -2,6 +2,5 @@
 
 Read, for what a step sees, `corpus` (which files), `features` (the mels or latents beside them), `pitch` and `data`
 (batches); for what it does, `losses` and `step`; for a run of days, `session` (position, saving, resuming) with
-`state`, `signals`, `console`, `progress` and `guard`, and `distributed` (several processes). `plots` draws for the log;
-`precision` says where bfloat16 does not pay.
+`state`, `signals`, `console`, `progress` and `guard`, and `distributed` (several processes). `plots` draws for the log.
 """

@@ -20,9 +20,9 @@ from trainer.io import save_model
 from apnet2_tts_plugin.config import EVAL_METRICS
 from apnet2_tts_plugin.errors import CheckpointError, ConfigError, LaunchError, one_line
 from apnet2_tts_plugin.files import write_atomically
+from apnet2_tts_plugin.network.precision import emulates_bf16
 from apnet2_tts_plugin.training import distributed
 from apnet2_tts_plugin.training.console import Console, command_to_go_on, name_figures, parameters, recordings
-from apnet2_tts_plugin.training.precision import emulates_bf16
 from apnet2_tts_plugin.training.progress import ProgressBar
 from apnet2_tts_plugin.training.signals import StopSignals
 from apnet2_tts_plugin.training.state import (
