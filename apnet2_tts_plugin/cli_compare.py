@@ -13,7 +13,8 @@ Compare vocoders on recordings: each gets the mel of every recording, and what
 it makes of it is compared with the recording. RECORDINGS are audio files and
 folders of them. A vocoder, --system, is one of:
 
-  NAME_OR_DIR            an APNet2: a name from `apnet2 list`, or a folder
+  NAME_OR_DIR            an APNet2: a name from `apnet2 list`, or a folder; with
+                         @RUNTIME behind it in that one (docs/runtimes.md)
   coqui:CONFIG_OR_DIR    any vocoder of coqui-tts: its config.json, with the
                          weights beside it, or that folder
   griffin_lim:ITERATIONS librosa's Griffin-Lim, from APNet2's mel
@@ -151,10 +152,11 @@ def _seconds(argument: str) -> float:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from apnet2_tts_plugin import loader
     from apnet2_tts_plugin.evaluation import compare, report
+    from apnet2_tts_plugin.files import prepare_folder
 
     systems = tuple(dict.fromkeys(arguments.system or ["apnet2"]))
     recordings = compare.find_recordings(arguments.recordings, arguments.last)
-    out = report.prepare(arguments.out)
+    out = prepare_folder(arguments.out)
     with tempfile.TemporaryDirectory(prefix="apnet2-") as waveforms:
         task = compare.Task(systems, str(loader.usable_device(arguments.device)), arguments.rate, Path(waveforms))
         comparison = compare.compare(recordings, task, arguments.jobs)
@@ -172,6 +174,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         arguments.command.error("--plot and --report: give both, or none")
     from apnet2_tts_plugin import loader
     from apnet2_tts_plugin.bench import measure, plot, report, speech, systems
+    from apnet2_tts_plugin.files import prepare_file
 
     device = loader.usable_device(arguments.device).type
     words = arguments.system or ["plain", "preset:base", *systems.BUNDLED, "hifigan_v1"]
@@ -179,6 +182,8 @@ def _bench(arguments: argparse.Namespace) -> int:
         words = systems.all_systems(device)
     words = list(dict.fromkeys(words))
     quality = plot.prepare(arguments.plot, arguments.report, words) if arguments.plot else None
+    if arguments.json:
+        prepare_file(arguments.json)
     lengths = [(seconds, batch) for batch in sorted(set(arguments.batch)) for seconds in sorted(set(arguments.seconds))]
     lengths = [(seconds, batch) for seconds, batch in lengths if batch == 1 or seconds <= systems.LONGEST_IN_BATCH]
     plan = measure.Plan(words, lengths, arguments.rounds, arguments.limit, arguments.threads, device)

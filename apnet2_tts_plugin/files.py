@@ -37,6 +37,37 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     _sync_folder(path.parent)
 
 
+def prepare_folder(folder: str | os.PathLike[Any]) -> Path:
+    """A folder to write to, made before hours are spent on what goes into it.
+
+    Raises:
+        OutputError: if it cannot be made, or written to.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: no folder can be made there ({error.strerror})") from error
+    try:
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise OutputError(f"{path}: nothing can be written to this folder ({error.strerror})") from error
+    return path
+
+
+def prepare_file(file: str | os.PathLike[Any]) -> Path:
+    """A file to write to, whose folder is prepared as by `prepare_folder`.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    path = Path(file)
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder, expected the name of a file")
+    prepare_folder(path.parent)
+    return path
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, as `write_atomically` does."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

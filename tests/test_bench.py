@@ -1,6 +1,8 @@
 """`apnet2 bench` measures what it says, in the right units; what the figures are is not tested."""
 
 import json
+import os
+import signal
 
 import command_line
 import pytest
@@ -136,6 +138,8 @@ def test_emulated_bf16_is_measured_on_request(monkeypatch):
         (["--plot", "x.svg"], 2, "--plot and --report: give both, or none"),
         (["--plot", "x.svg", "--report", "nowhere"], 1, "no summary of `apnet2 evaluate`"),
         (["--plot", "x.gif", "--report", "nowhere"], 1, "x.gif: expected a name that ends in .svg or .png"),
+        (["--json", "/dev/null/b.json"], 1, "/dev/null: no folder can be made there"),
+        (["--json", "."], 1, ".: is a folder, expected the name of a file"),
         (["--device", "tpu"], 1, "device 'tpu' cannot be used here"),
     ],
 )
@@ -159,6 +163,16 @@ def test_latent_models_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(systems, "load_with_runtime", lambda *_: tiny.model(input_features="latent"))
     with pytest.raises(ConfigError, match="vocodes the latents of a VITS"):
         systems.make_system("latent", "cpu")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does, and with it all processes of the command
+
+
+def test_a_process_that_ends_is_one_line(capfd):
+    with pytest.raises(DataError, match="a process ended unexpectedly"):
+        memory.in_own_process(die)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -289,7 +289,7 @@ def test_bad_outputs(model, apnet2, workplace):
     ],
 )
 def test_write_that_fails(error, status, reason, model, apnet2, workplace, monkeypatch):
-    """Halfway through a file: nothing partial is left, an older file stays as it was, and no other is tried."""
+    """Halfway through a file: nothing partial is left, an older file stays as it was, and no other is begun."""
 
     def write(path, content):
         path.open("wb").write(content[:9])
@@ -301,9 +301,24 @@ def test_write_that_fails(error, status, reason, model, apnet2, workplace, monke
         an_npy(name=name)
     a_file("out/out.wav", b"old")
     monkeypatch.setattr(Path, "write_bytes", write)
-    result, _, err = apnet2("vocode", "in", "out")
+    result, _, err = apnet2("vocode", "in", "out", "--jobs", "1")
     assert result == status and reason in one_line(err)
     assert files(workplace / "out") == ["out.wav"] and Path("out/out.wav").read_bytes() == b"old"
+
+
+def test_writes_that_fail_at_once(model, apnet2, workplace, monkeypatch):
+    """In two threads: the first of them to fail is named, and nothing is left of either."""
+
+    def write(path, content):
+        path.open("wb").write(content[:9])
+        raise OSError(28, "No space left on device")
+
+    for name in ("a", "b", "c", "d"):
+        an_npy(name=f"{name}.npy")
+    monkeypatch.setattr(Path, "write_bytes", write)
+    status, _, err = apnet2("vocode", "a.npy", "b.npy", "c.npy", "d.npy", "out/", "--jobs", "2")
+    assert status == 1 and one_line(err).endswith(".wav: cannot be written (No space left on device)\n")
+    assert files(workplace / "out") == []
 
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:99", "cpu:x", ""])

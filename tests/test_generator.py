@@ -8,6 +8,7 @@ from golden_weights import golden_waveform
 from torch import nn
 
 from apnet2_tts_plugin.config import PredictorConfig
+from apnet2_tts_plugin.network.convnext import GlobalResponseNorm
 
 TWO_BLOCKS = PredictorConfig(channels=16, hidden_channels=32, blocks=2)
 
@@ -98,6 +99,15 @@ def test_bfloat16_is_close_to_float32(model, mode):
     assert audio.dtype == torch.float32
     noise = (audio - expected).square().mean()
     assert 10 * torch.log10(expected.square().mean() / noise) > 15
+
+
+def test_response_norm_has_room_in_half_precision():
+    """300 squared is beyond float16."""
+    norm = GlobalResponseNorm(4)
+    nn.init.normal_(norm.gamma)
+    x = 300 * torch.randn(1, 9, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(norm.half()(x.half()).float(), norm.float()(x), rtol=1e-2, atol=1.0)
 
 
 def test_gradients_reach_every_parameter(model):

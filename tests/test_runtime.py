@@ -126,6 +126,23 @@ def test_what_a_device_cannot_do_is_refused(monkeypatch):
     assert runtime.use_runtime(generator, "auto") == "eager"
 
 
+@pytest.mark.parametrize("name", ["packed", "int8"])
+def test_one_follows_no_other(name):
+    model = tiny.model()
+    model.use_runtime(name)
+    with pytest.raises(ConfigError, match="runtime int8: the model is in another one already; load it anew"):
+        model.use_runtime("int8")
+
+
+def test_bf16_leaves_a_model_as_it_is_where_it_cannot_be(monkeypatch):
+    model = tiny.model()
+    monkeypatch.setattr(runtime, "emulates_bf16", lambda device: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="runtime bfloat16: torch has no oneDNN here"):
+        model.use_runtime("bfloat16")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_vocode_takes_one_and_says_so(apnet2, workplace, model, monkeypatch):
     def runtime_of(*options):
         status, _, err = apnet2("vocode", an_npy(), "out.wav", *options)

@@ -2,9 +2,11 @@
 
 import ctypes
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,24 @@ from typing import Any
 import torch
 
 from apnet2_tts_plugin.bench.systems import System, make_system
+from apnet2_tts_plugin.errors import DataError
 
 
 def in_own_process(function: Callable, *arguments: Any) -> Any:
-    """What `function` returns, called in a new process."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(function, *arguments).result()
+    """What `function` returns, called in a new process.
+
+    Raises:
+        DataError: if the process does not live to return it.
+    """
+    context = multiprocessing.get_context("spawn")
+    # by Ctrl-C it ends without a traceback of its own
+    with ProcessPoolExecutor(1, context, signal.signal, (signal.SIGINT, signal.SIG_DFL)) as process:
+        try:
+            return process.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a process ended unexpectedly, perhaps for want of memory; try shorter --seconds"
+            ) from error
 
 
 def load_and_peaks(

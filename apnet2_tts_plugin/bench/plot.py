@@ -5,7 +5,7 @@ from pathlib import Path
 from apnet2_tts_plugin.bench import memory
 from apnet2_tts_plugin.bench.measure import Speed
 from apnet2_tts_plugin.errors import DataError, OutputError
-from apnet2_tts_plugin.files import read_json, write_atomically
+from apnet2_tts_plugin.files import prepare_file, read_json, write_atomically
 
 METRICS = {"pesq_wb": "PESQ-WB", "dnsmos": "DNSMOS overall"}
 SUFFIXES = (".svg", ".png")
@@ -20,7 +20,7 @@ def prepare(picture: str, report: str, systems: list[str]) -> dict[str, dict[str
         systems: What is to be measured.
 
     Raises:
-        OutputError: if the picture's suffix is not one of `SUFFIXES`.
+        OutputError: if the picture's suffix is not one of `SUFFIXES`, or it cannot be written.
         DataError: if there is no report in the folder, or none of the systems is in it.
     """
     if Path(picture).suffix not in SUFFIXES:
@@ -33,6 +33,7 @@ def prepare(picture: str, report: str, systems: list[str]) -> dict[str, dict[str
     found = {system: means[system] for system in systems if system in means}
     if not found:
         raise DataError(f"{path}: has {', '.join(means)}, and none of {', '.join(systems)}")
+    prepare_file(picture)
     return found
 
 

@@ -4,32 +4,12 @@ import csv
 import io
 import json
 import math
-import tempfile
 from pathlib import Path
 
-from apnet2_tts_plugin.errors import OutputError
 from apnet2_tts_plugin.evaluation import page
 from apnet2_tts_plugin.evaluation.compare import SPEED, Comparison, readable
 from apnet2_tts_plugin.evaluation.summary import columns, summarise
 from apnet2_tts_plugin.files import write_text
-
-
-def prepare(folder: str) -> Path:
-    """The folder to write to, made before hours are spent on what goes into it.
-
-    Raises:
-        OutputError: if it cannot be made, or written to.
-    """
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: no folder can be made there ({error.strerror})") from error
-    try:
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise OutputError(f"{path}: nothing can be written to this folder ({error.strerror})") from error
-    return path
 
 
 def write(comparison: Comparison, folder: Path, shown: int) -> list[Path]:

@@ -28,8 +28,9 @@ class GlobalResponseNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(1, 1, channels))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        # Faster on a processor than vector_norm over this axis; the root of 0 has no gradient, hence the clamp.
-        squares = masked(x, mask).square().sum(dim=1, keepdim=True, dtype=torch.float32)
+        # Faster on a processor than vector_norm over this axis. Squares overflow in float16, and the root of 0 has no
+        # gradient, hence float and clamp.
+        squares = masked(x, mask).float().square().sum(dim=1, keepdim=True)
         norm = squares.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
         response = (norm / (norm.mean(dim=2, keepdim=True) + 1e-6)).to(x.dtype)
         return torch.addcmul(self.beta, x, 1 + self.gamma * response)

@@ -27,9 +27,11 @@ def use_runtime(generator: Generator, name: str) -> str:
         The name of the runtime.
 
     Raises:
-        ConfigError: if there is no such runtime, or it cannot be used on this device.
+        ConfigError: if there is no such runtime, it cannot be used on this device, or the generator has another.
     """
     check_name(name)
+    if any(isinstance(module, PackedLinear | Int8Linear) for module in generator.modules()):
+        raise ConfigError(f"runtime {name}: the model is in another one already; load it anew")
     device = generator.istft.window.device.type
     if name == AUTO:
         packs = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -59,10 +61,12 @@ def _bfloat16(generator: Generator, device: str) -> None:
     """In bfloat16, where the device has instructions for it; on a processor laid out as by "packed"."""
     if emulates_bf16(device):
         raise ConfigError(f"runtime bfloat16: this {device} has no instructions for it, expected packed, int8 or eager")
+    if device == "cpu":
+        _require_onednn("bfloat16", device)
     for predictor in (generator.amplitude, generator.phase):
         predictor.bfloat16()
-    if device == "cpu":
-        _packed(generator, device)
+        if device == "cpu":
+            pack(predictor, PackedLinear)
 
 
 def _int8(generator: Generator, device: str) -> None:
