@@ -228,9 +228,13 @@ def encode(target: BinaryIO, waveform: np.ndarray, sample_rate: int, suffix: str
     if coding == "OPUS" and sample_rate not in OPUS_RATES:
         waveform, sample_rate = soxr.resample(waveform, sample_rate, OPUS_RATES[-1]), OPUS_RATES[-1]
     samples = as_int16(waveform)
-    with sf.SoundFile(target, "w", sample_rate, 1, coding, format=file_format) as file:
-        for start in range(0, len(samples), BLOCK):
-            file.write(samples[start : start + BLOCK])
+    # Not to `target` itself: soundfile loses a Ctrl-C, and any other error, that comes while it calls its methods.
+    with open(os.memfd_create("audio"), "w+b") as memory:
+        with sf.SoundFile(memory.fileno(), "w", sample_rate, 1, coding, format=file_format, closefd=False) as file:
+            for start in range(0, len(samples), BLOCK):
+                file.write(samples[start : start + BLOCK])
+        memory.seek(0)
+        target.write(memory.read())
 
 
 def as_int16(waveform: np.ndarray) -> np.ndarray:

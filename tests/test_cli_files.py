@@ -62,6 +62,18 @@ audio.encode(io.BytesIO(), np.zeros(22050 * 600, np.float32), 22050, ".ogg")
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("suffix", [*audio.FORMATS, audio.RAW])
+def test_an_interrupt_while_audio_is_encoded_is_not_lost(suffix):
+    """As it is where soundfile calls the methods of what it writes to."""
+
+    class Interrupted(io.BytesIO):
+        def write(self, _content):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audio.encode(Interrupted(), tone(5000), RATE, suffix)
+
+
 def test_several_inputs_and_a_folder_to_write_to(model, apnet2):
     Path("in").mkdir()
     a_wav(tone(5000), name="a.wav")
