@@ -82,6 +82,26 @@ def harmonic_phase(f0: Tensor, phi: Tensor, n_fft: int, sample_rate: int) -> Ten
     return psi.transpose(1, 2)  # so in memory the bins are last, as in the spectra
 
 
+def main_lobe(f0: Tensor, n_fft: int, win_length: int, sample_rate: int) -> Tensor:
+    """How much each bin of an STFT has of the harmonic nearest to it: cos^2(pi d / 4) at d bins of the window from it.
+
+    From d = 2 on it is 0. That is the main lobe of a Hann window to within 0.03; its bins are sample_rate / win_length.
+
+    Args:
+        f0: Fundamental frequency in Hz (B, T), above 0.
+        n_fft: FFT size in samples, even.
+        win_length: Length of the window in samples.
+        sample_rate: In Hz.
+
+    Returns:
+        Weights from 0 to 1, (B, n_fft / 2 + 1, T).
+    """
+    bins = torch.arange(n_fft // 2 + 1, device=f0.device, dtype=f0.dtype) * (win_length / n_fft)
+    spacing = f0[..., None] * (win_length / sample_rate)
+    distance = bins - (bins / spacing).round() * spacing
+    return (distance.clamp(-2, 2) * (math.pi / 4)).cos().square().transpose(1, 2)
+
+
 class NoisePhase(Float32Buffers):
     """Random phases in [0, 2 pi): in use those of `NOISE_PERIOD` frames, over and over; in training new ones each time.
 
