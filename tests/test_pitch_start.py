@@ -10,14 +10,15 @@ from small_run import fit, small_config
 
 from apnet2_tts_plugin.config import Apnet2AudioConfig, PredictorConfig
 from apnet2_tts_plugin.errors import ConfigError, DataError
+from apnet2_tts_plugin.network import harmonics
 from apnet2_tts_plugin.network.consistency import FastGriffinLim
 from apnet2_tts_plugin.network.harmonics import (
     NOISE_PERIOD,
     NoisePhase,
     fundamental_phase,
     harmonic_phase,
+    harmonic_weight,
     integrate,
-    main_lobe,
 )
 from apnet2_tts_plugin.network.pitch import Pitch, PitchPredictor, bin_labels
 from apnet2_tts_plugin.network.spectra import ISTFT, STFT
@@ -92,13 +93,15 @@ def test_a_generator_that_knows_the_pitch_vocodes_at_that_pitch(f0):
 
 
 @pytest.mark.parametrize("win_length", [FFT, 800])
-def test_the_weight_of_a_harmonic_is_the_lobe_of_the_window(win_length):
+def test_the_weight_of_a_harmonic_is_the_lobe_of_the_window(win_length, monkeypatch):
+    """With the reach of the lobe itself, which is not widened for what is wrong with the frequency."""
+    monkeypatch.setattr(harmonics, "REACH", 2.0)
     f0, h = 500.0, 7
     window = np.hanning(win_length + 1)[:-1]
     time = np.arange(win_length) / RATE
     lobe = np.abs(np.fft.rfft(window * np.exp(2j * np.pi * h * f0 * time).real, FFT)) / (window.sum() / 2)
     nearest = np.round(np.arange(FFT // 2 + 1) * RATE / FFT / f0) == h
-    weight = main_lobe(torch.tensor([[f0]]), FFT, win_length, RATE)[0, :, 0].numpy()
+    weight = harmonic_weight(torch.tensor([[f0]]), FFT, win_length, RATE)[0, :, 0].numpy()
     np.testing.assert_allclose(weight[nearest], lobe[nearest], atol=0.03)
 
 
@@ -122,7 +125,7 @@ def test_sound_does_not_gather_at_the_frames(f0):
     phi = integrate(pitch.f0, HOP, RATE).float()
     z = torch.complex(*generator.phase.combine(parts.flatten(1, 2), pitch, phi, generator.noise(400))).sgn()
     waveform = generator.istft(generator.griffin_lim(torch.ones_like(z.real), z))[0].numpy()
-    assert envelope_line(waveform) < 8
+    assert envelope_line(waveform) < 12  # 19 and 44 if the weight is 1 everywhere
 
 
 def test_integration_does_not_drift_over_ten_minutes():

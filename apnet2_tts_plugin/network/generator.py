@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.network.consistency import FastGriffinLim
 from apnet2_tts_plugin.network.convnext import Backbone, ConvNeXtBlock, RowConv, look_aheads, masked, output_conv
-from apnet2_tts_plugin.network.harmonics import NoisePhase, harmonic_phase, integrate, main_lobe
+from apnet2_tts_plugin.network.harmonics import NoisePhase, harmonic_phase, harmonic_weight, integrate
 from apnet2_tts_plugin.network.pitch import Pitch, PitchPredictor
 from apnet2_tts_plugin.network.spectra import AMPLITUDE_FLOOR, ISTFT, Float32Buffers, magnitude, mel_basis
 
@@ -110,9 +110,9 @@ class HarmonicPhasePredictor(nn.Module):
     """Pseudo real and imaginary parts around the phase that harmonics have which start together.
 
     z = voiced w (R1 + i I1) exp(i psi) + (R2 + i I2) exp(i noise), with psi the start of `harmonics.harmonic_phase`, w
-    the weight of `harmonics.main_lobe`, and four predicted numbers a bin that begin as 1, 0, `NOISE_SHARE` and 0: the
-    untrained predictor gives the start, and noise between harmonics. Without w the bins between them would agree, and
-    where the mel shows no valleys the sound would gather at the centres of the frames.
+    `harmonics.harmonic_weight`, and four predicted numbers a bin that begin as 1, 0, `NOISE_SHARE` and 0: the untrained
+    predictor gives the start, and noise between harmonics. Without w the bins between them would agree, and where the
+    mel shows no valleys the sound would gather at the centres of the frames.
 
     Args:
         n_inputs: Channels of the mel or latent, to which the pitch is added.
@@ -151,7 +151,7 @@ class HarmonicPhasePredictor(nn.Module):
         with torch.autocast(parts.device.type, enabled=False):
             real, imag, noise_real, noise_imag = parts.float().split(self.n_bins, dim=1)
             psi = harmonic_phase(pitch.f0, phi, self.n_fft, self.sample_rate)
-            weight = pitch.voiced[:, None] * main_lobe(pitch.f0, self.n_fft, self.win_length, self.sample_rate)
+            weight = pitch.voiced[:, None] * harmonic_weight(pitch.f0, self.n_fft, self.win_length, self.sample_rate)
             harmonic_cos, harmonic_sin = weight * psi.cos(), weight * psi.sin()
             noise_cos, noise_sin = noise.cos(), noise.sin()
             return (

@@ -16,6 +16,7 @@ from torch import Tensor
 from apnet2_tts_plugin.network.spectra import Float32Buffers
 
 NOISE_PERIOD = 1024  # frames
+REACH = 2.75  # bins of the window to either side of a harmonic
 
 
 def integrate(f0: Tensor, hop_length: int, sample_rate: int, start: Tensor | None = None) -> Tensor:
@@ -82,10 +83,11 @@ def harmonic_phase(f0: Tensor, phi: Tensor, n_fft: int, sample_rate: int) -> Ten
     return psi.transpose(1, 2)  # so in memory the bins are last, as in the spectra
 
 
-def main_lobe(f0: Tensor, n_fft: int, win_length: int, sample_rate: int) -> Tensor:
-    """How much each bin of an STFT has of the harmonic nearest to it: cos^2(pi d / 4) at d bins of the window from it.
+def harmonic_weight(f0: Tensor, n_fft: int, win_length: int, sample_rate: int) -> Tensor:
+    """How much each bin of an STFT has of the harmonic nearest to it: cos^2(pi d / (2 `REACH`)), 0 from d = `REACH` on.
 
-    From d = 2 on it is 0. That is the main lobe of a Hann window to within 0.03; its bins are sample_rate / win_length.
+    d is the distance in bins of the window, of sample_rate / win_length each. With a reach of 2 that is the main lobe
+    of a Hann window to within 0.03; a little more allows for a frequency that is a little wrong.
 
     Args:
         f0: Fundamental frequency in Hz (B, T), above 0.
@@ -99,7 +101,7 @@ def main_lobe(f0: Tensor, n_fft: int, win_length: int, sample_rate: int) -> Tens
     bins = torch.arange(n_fft // 2 + 1, device=f0.device, dtype=f0.dtype) * (win_length / n_fft)
     spacing = f0[..., None] * (win_length / sample_rate)
     distance = bins - (bins / spacing).round() * spacing
-    return (distance.clamp(-2, 2) * (math.pi / 4)).cos().square().transpose(1, 2)
+    return ((distance / REACH).clamp(-1, 1) * (math.pi / 2)).cos().square().transpose(1, 2)
 
 
 class NoisePhase(Float32Buffers):
