@@ -10,8 +10,16 @@ from small_run import fit, small_config
 
 from apnet2_tts_plugin.config import Apnet2AudioConfig, PredictorConfig
 from apnet2_tts_plugin.errors import ConfigError, DataError
+from apnet2_tts_plugin.network import harmonics
 from apnet2_tts_plugin.network.consistency import FastGriffinLim
-from apnet2_tts_plugin.network.harmonics import NOISE_PERIOD, NoisePhase, fundamental_phase, harmonic_phase, integrate
+from apnet2_tts_plugin.network.harmonics import (
+    NOISE_PERIOD,
+    NoisePhase,
+    fundamental_phase,
+    harmonic_phase,
+    harmonic_weight,
+    integrate,
+)
 from apnet2_tts_plugin.network.pitch import Pitch, PitchPredictor, bin_labels
 from apnet2_tts_plugin.network.spectra import ISTFT, STFT
 from apnet2_tts_plugin.training.pitch import PERIOD, pitch_at
@@ -82,6 +90,42 @@ def test_a_generator_that_knows_the_pitch_vocodes_at_that_pitch(f0):
     inner = slice(8, -8)
     cents = 1200 * np.log2(found[inner] / frequency[0, inner].numpy())
     assert np.nanmedian(np.abs(cents)) < 15 and np.isnan(cents).mean() < 0.1
+
+
+@pytest.mark.parametrize("win_length", [FFT, 800])
+def test_the_weight_of_a_harmonic_is_the_lobe_of_the_window(win_length, monkeypatch):
+    """With the reach of the lobe itself, which is not widened for what is wrong with the frequency."""
+    monkeypatch.setattr(harmonics, "REACH", 2.0)
+    f0, h = 500.0, 7
+    window = np.hanning(win_length + 1)[:-1]
+    time = np.arange(win_length) / RATE
+    lobe = np.abs(np.fft.rfft(window * np.exp(2j * np.pi * h * f0 * time).real, FFT)) / (window.sum() / 2)
+    nearest = np.round(np.arange(FFT // 2 + 1) * RATE / FFT / f0) == h
+    weight = harmonic_weight(torch.tensor([[f0]]), FFT, win_length, RATE)[0, :, 0].numpy()
+    np.testing.assert_allclose(weight[nearest], lobe[nearest], atol=0.03)
+
+
+def envelope_line(waveform: np.ndarray) -> float:
+    """The line at the frame rate in the spectrum of the envelope above 2 kHz, in dB above what is around it."""
+    spectrum = np.fft.fft(waveform)
+    frequencies = np.fft.fftfreq(len(waveform), 1 / RATE)
+    envelope = np.abs(np.fft.ifft(spectrum * (frequencies > 2000)))
+    power = np.abs(np.fft.rfft((envelope - envelope.mean()) * np.hanning(len(envelope)))) ** 2
+    distance = np.abs(np.fft.rfftfreq(len(waveform), 1 / RATE) - RATE / HOP)
+    return 10 * np.log10(power[distance < 1.5].max() / np.median(power[(distance > 3) & (distance < 20)]))
+
+
+@pytest.mark.parametrize("f0", [110.0, 220.0])
+def test_sound_does_not_gather_at_the_frames(f0):
+    """Where the amplitude has no valleys between harmonics, as it has none above 2 kHz when it comes from a mel."""
+    generator = model(consistency_iterations=1).generator
+    pitch = Pitch(torch.full((1, 400), f0), torch.ones(1, 400))
+    parts = torch.zeros(1, 4, generator.n_bins, 400)
+    parts[:, 0], parts[:, 2] = 1.0, generator.phase.NOISE_SHARE
+    phi = integrate(pitch.f0, HOP, RATE).float()
+    z = torch.complex(*generator.phase.combine(parts.flatten(1, 2), pitch, phi, generator.noise(400))).sgn()
+    waveform = generator.istft(generator.griffin_lim(torch.ones_like(z.real), z))[0].numpy()
+    assert envelope_line(waveform) < 12  # 19 and 44 if the weight is 1 everywhere
 
 
 def test_integration_does_not_drift_over_ten_minutes():

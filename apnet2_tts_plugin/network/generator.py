@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.network.consistency import FastGriffinLim
 from apnet2_tts_plugin.network.convnext import Backbone, ConvNeXtBlock, RowConv, look_aheads, masked, output_conv
-from apnet2_tts_plugin.network.harmonics import NoisePhase, harmonic_phase, integrate
+from apnet2_tts_plugin.network.harmonics import NoisePhase, harmonic_phase, harmonic_weight, integrate
 from apnet2_tts_plugin.network.pitch import Pitch, PitchPredictor
 from apnet2_tts_plugin.network.spectra import AMPLITUDE_FLOOR, ISTFT, Float32Buffers, magnitude, mel_basis
 
@@ -109,8 +109,10 @@ class PhasePredictor(nn.Module):
 class HarmonicPhasePredictor(nn.Module):
     """Pseudo real and imaginary parts around the phase that harmonics have which start together.
 
-    z = voiced (R1 + i I1) exp(i psi) + (R2 + i I2) exp(i noise), with psi the start of `harmonics.harmonic_phase`, and
-    four predicted numbers a bin that begin as 1, 0, `NOISE_SHARE` and 0: the untrained predictor gives the start.
+    z = voiced w (R1 + i I1) exp(i psi) + (R2 + i I2) exp(i noise), with psi the start of `harmonics.harmonic_phase`, w
+    `harmonics.harmonic_weight`, and four predicted numbers a bin that begin as 1, 0, `NOISE_SHARE` and 0: the untrained
+    predictor gives the start, and noise between harmonics. Without w the bins between them would agree, and where the
+    mel shows no valleys the sound would gather at the centres of the frames.
 
     Args:
         n_inputs: Channels of the mel or latent, to which the pitch is added.
@@ -128,7 +130,7 @@ class HarmonicPhasePredictor(nn.Module):
     def __init__(self, n_inputs: int, audio, sizes: PredictorConfig, f0_min: float):
         super().__init__()
         self.n_fft, self.sample_rate, self.f0_min = audio.fft_size, audio.sample_rate, f0_min
-        self.n_bins = audio.fft_size // 2 + 1
+        self.n_bins, self.win_length = audio.fft_size // 2 + 1, audio.win_length
         self.backbone = Backbone(n_inputs + 2, sizes)
         self.output_conv = output_conv(sizes, 4 * self.n_bins)
 
@@ -149,8 +151,8 @@ class HarmonicPhasePredictor(nn.Module):
         with torch.autocast(parts.device.type, enabled=False):
             real, imag, noise_real, noise_imag = parts.float().split(self.n_bins, dim=1)
             psi = harmonic_phase(pitch.f0, phi, self.n_fft, self.sample_rate)
-            voiced = pitch.voiced[:, None]
-            harmonic_cos, harmonic_sin = voiced * psi.cos(), voiced * psi.sin()
+            weight = pitch.voiced[:, None] * harmonic_weight(pitch.f0, self.n_fft, self.win_length, self.sample_rate)
+            harmonic_cos, harmonic_sin = weight * psi.cos(), weight * psi.sin()
             noise_cos, noise_sin = noise.cos(), noise.sin()
             return (
                 real * harmonic_cos - imag * harmonic_sin + noise_real * noise_cos - noise_imag * noise_sin,

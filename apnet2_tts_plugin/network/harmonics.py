@@ -16,6 +16,7 @@ from torch import Tensor
 from apnet2_tts_plugin.network.spectra import Float32Buffers
 
 NOISE_PERIOD = 1024  # frames
+REACH = 2.75  # bins of the window to either side of a harmonic
 
 
 def integrate(f0: Tensor, hop_length: int, sample_rate: int, start: Tensor | None = None) -> Tensor:
@@ -80,6 +81,27 @@ def harmonic_phase(f0: Tensor, phi: Tensor, n_fft: int, sample_rate: int) -> Ten
     harmonics = (bins * (sample_rate / n_fft) / f0[..., None]).round()
     psi = harmonics * phi[..., None] - math.pi * bins.remainder(2.0)
     return psi.transpose(1, 2)  # so in memory the bins are last, as in the spectra
+
+
+def harmonic_weight(f0: Tensor, n_fft: int, win_length: int, sample_rate: int) -> Tensor:
+    """How much each bin of an STFT has of the harmonic nearest to it: cos^2(pi d / (2 `REACH`)), 0 from d = `REACH` on.
+
+    d is the distance in bins of the window, of sample_rate / win_length each. With a reach of 2 that is the main lobe
+    of a Hann window to within 0.03; a little more allows for a frequency that is a little wrong.
+
+    Args:
+        f0: Fundamental frequency in Hz (B, T), above 0.
+        n_fft: FFT size in samples, even.
+        win_length: Length of the window in samples.
+        sample_rate: In Hz.
+
+    Returns:
+        Weights from 0 to 1, (B, n_fft / 2 + 1, T).
+    """
+    bins = torch.arange(n_fft // 2 + 1, device=f0.device, dtype=f0.dtype) * (win_length / n_fft)
+    spacing = f0[..., None] * (win_length / sample_rate)
+    distance = bins - (bins / spacing).round() * spacing
+    return ((distance / REACH).clamp(-1, 1) * (math.pi / 2)).cos().square().transpose(1, 2)
 
 
 class NoisePhase(Float32Buffers):
