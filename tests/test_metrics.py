@@ -14,12 +14,12 @@ from golden_weights import golden_waveform
 from speechmos import dnsmos, plcmos
 
 from apnet2_tts_plugin.errors import MetricError, MissingPackageError
-from apnet2_tts_plugin.metrics import cepstral, opinion, pitch, spectral, speech, table
+from apnet2_tts_plugin.metrics import cepstral, envelope, opinion, pitch, spectral, speech, table
 
 RATE = 22050
 BY_NAME = {metric.name: metric for metric in table.METRICS}
 EQUAL = {"pesq_wb": 4.64, "stoi": 1.0, "snr_db": np.inf}  # the others are 0, but for those without a reference
-WITHOUT_REFERENCE = ("dnsmos", "plcmos")
+WITHOUT_REFERENCE = ("dnsmos", "plcmos", "frame_line_db")
 WITH_REFERENCE = [name for name in BY_NAME if name not in WITHOUT_REFERENCE]
 
 
@@ -191,6 +191,35 @@ def test_dnsmos_is_that_of_speechmos():
     clean = golden_waveform(8000, seed=2, sample_rate=16000)
     assert opinion.dnsmos(clean, 16000) == dnsmos.run(clean, 16000)["ovrl_mos"]
     assert 1 <= opinion.dnsmos(3 * clean, 16000) <= 5
+
+
+def beating(rate, depth, sample_rate=RATE, seconds=6):
+    """White noise whose level rises and falls by the share `depth`, `rate` times a second."""
+    time = np.arange(seconds * sample_rate) / sample_rate
+    noise = 0.1 * np.random.default_rng(1).standard_normal(len(time))
+    return noise * (1 + depth * np.cos(2 * np.pi * rate * time))
+
+
+@pytest.mark.parametrize("sample_rate", [16000, RATE, 48000])
+def test_a_line_at_the_frame_rate(sample_rate):
+    """An amplitude twice as large, once it stands out of the noise, is 6 dB more; a line elsewhere is none."""
+    lines = [envelope.frame_line_db(beating(RATE / 256, depth, sample_rate), sample_rate) for depth in (0.1, 0.2, 0.4)]
+    assert np.diff(lines) == pytest.approx([6, 6], abs=0.7)
+    for rate, depth in ((RATE / 256, 0), (80, 0.4), (92, 0.4)):
+        assert envelope.frame_line_db(beating(rate, depth, sample_rate), sample_rate) < 2
+
+
+def test_a_line_does_not_depend_on_the_loudness():
+    waveform = beating(RATE / 256, 0.2)
+    swelling = waveform * np.geomspace(0.01, 1, len(waveform))
+    assert envelope.frame_line_db(swelling, RATE) == pytest.approx(envelope.frame_line_db(waveform, RATE), abs=0.5)
+
+
+def test_no_line_can_be_told_of_less_than_a_second_or_of_silence():
+    with pytest.raises(MetricError, match="a second of sound, not 0.50"):
+        envelope.frame_line_db(np.ones(RATE // 2), RATE)
+    with pytest.raises(MetricError, match="sound up to 8 kHz"):
+        envelope.frame_line_db(np.zeros(2 * RATE), RATE)
 
 
 @pytest.mark.parametrize(("metric", "package"), [(speech.stoi, "pystoi"), (speech.pesq_wb, "pesq")])

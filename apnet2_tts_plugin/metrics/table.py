@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from apnet2_tts_plugin.errors import MissingPackageError
-from apnet2_tts_plugin.metrics import cepstral, opinion, pitch, spectral, speech
+from apnet2_tts_plugin.metrics import cepstral, envelope, opinion, pitch, spectral, speech
 from apnet2_tts_plugin.metrics.inputs import optional_package
 
 
@@ -41,6 +41,10 @@ def _plcmos(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> fl
     return opinion.plcmos(degraded, sample_rate)
 
 
+def _frame_line_db(reference: np.ndarray, degraded: np.ndarray, sample_rate: int) -> float:
+    return envelope.frame_line_db(degraded, sample_rate)
+
+
 LIBROSA, WORLD = ("librosa.filters",), ("pyworld",)
 MOS = (*LIBROSA, "onnxruntime", "speechmos")
 METRICS = (
@@ -58,6 +62,7 @@ METRICS = (
         "multi_resolution_stft", "Multi-resolution STFT", spectral.multi_resolution_stft, -1, 3, (), "arXiv 1910.11480"
     ),
     Metric("mel_error_db", "Mel error, dB", spectral.mel_error_db, -1, 2, (), "mean absolute, all bands"),
+    Metric("frame_line_db", "Line at 86 Hz, dB", _frame_line_db, -1, 1, (), "of the envelope, no reference"),
 )
 
 
