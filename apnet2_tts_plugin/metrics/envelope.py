@@ -20,17 +20,15 @@ def frame_line_db(waveform: np.ndarray, sample_rate: int) -> float:
     within 1.5 Hz of the frame rate, over the median of what is 3 to 20 Hz away. The definition is this project's.
 
     Args:
-        waveform: (N,), at least one second.
+        waveform: (N,). In less than a second the line is blurred, and lower.
         sample_rate: In Hz, at least 16,000.
 
     Returns:
         Decibels: about 1 to 2 for noise and recordings.
 
     Raises:
-        MetricError: if it is too short, or silent.
+        MetricError: if it is silent.
     """
-    if len(waveform) < sample_rate:
-        raise MetricError(f"the line at the frame rate needs a second of sound, not {len(waveform) / sample_rate:.2f}")
     spectrum = np.fft.fft(waveform.astype(np.float64))
     frequencies = np.fft.fftfreq(len(waveform), 1 / sample_rate)
     lines = []
@@ -47,9 +45,10 @@ def _mean_over(samples: np.ndarray, length: int) -> np.ndarray:
 
 
 def _line_db(envelope: np.ndarray, sample_rate: int) -> float:
-    segments = np.lib.stride_tricks.sliding_window_view(envelope, sample_rate)[:: sample_rate // 2]
-    segments = (segments - segments.mean(axis=1, keepdims=True)) * np.hanning(sample_rate)
-    power = np.square(np.abs(np.fft.rfft(segments))).sum(axis=0)
+    length = min(len(envelope), sample_rate)
+    segments = np.lib.stride_tricks.sliding_window_view(envelope, length)[:: sample_rate // 2]
+    segments = (segments - segments.mean(axis=1, keepdims=True)) * np.hanning(length)
+    power = np.square(np.abs(np.fft.rfft(segments, sample_rate))).sum(axis=0)
     distance = np.abs(np.fft.rfftfreq(sample_rate, 1 / sample_rate) - FRAME_RATE)
     around = np.median(power[(distance >= NEIGHBOURS[0]) & (distance <= NEIGHBOURS[1])])
     if around == 0:
