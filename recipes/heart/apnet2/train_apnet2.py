@@ -52,7 +52,7 @@ class Args(recipe.RecipeArgs):
     eval_split_size: int = field(
         default=10, metadata={"help": "Recordings held out, the last by name. Defaults to 10."}
     )
-    steps: int = field(default=3000, metadata={"help": "Training steps. Defaults to 3000."})
+    steps: int = field(default=3000, metadata={"help": "Training steps, rounded up to whole epochs. Defaults to 3000."})
     lr: float = field(default=2e-4, metadata={"help": "Learning rate at the start. Defaults to 0.0002."})
     num_loader_workers: int = field(default=0, metadata={"help": "Processes that read audio. Defaults to 0."})
 
@@ -118,14 +118,13 @@ def make_config(args: Args) -> Apnet2Config:
     source = vocoder_config(args.restore_path)
     pairs = make_pairs(Path(args.data_path), Path(args.tts_path), args.files, args.restore_path)
     args.data_path = str(pairs / "wavs")
-    settings = inherited(source) | recipe.run_settings(args, len(find_audio(args.data_path)))
+    n_files = len(find_audio(args.data_path))
+    settings = inherited(source) | recipe.run_settings(args, n_files) | recipe.cosine_schedule(args, n_files)
     return Apnet2Config(
         run_name="apnet2_heart",
         dataset="en/heart",
         feature_path=str(pairs / "mels"),
         steps_to_start_discriminator=source.steps_to_start_discriminator,
-        lr_scheduler_gen="CosineAnnealingLR",  # down to nothing at the end
-        lr_scheduler_gen_params={"T_max": args.steps},
         **settings | dict(num_eval_loader_workers=0, save_step=500, save_n_checkpoints=2, eval_metrics=[]),
     )
 
