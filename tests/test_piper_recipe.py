@@ -16,7 +16,7 @@ from TTS.tts.models.vits import Vits
 from vits_models import CHANNELS, HOP, SAMPLE_RATE, make_vits, save_vits
 
 from apnet2_tts_plugin.config import Apnet2Config
-from apnet2_tts_plugin.errors import FinetuningError
+from apnet2_tts_plugin.errors import DataError
 from apnet2_tts_plugin.finetuning import speech
 
 SYMBOLS = ["_", "^", "$", " ", ",", ".", "a", "b", "ə", "ˈ"]
@@ -198,7 +198,7 @@ def test_what_is_said_depends_on_the_sentence_alone():
 
 def test_speech_of_another_vits_is_refused(tmp_path):
     speech.write_speech(make_vits(), ["some words"], tmp_path)
-    with pytest.raises(FinetuningError, match="latents of another weights"):
+    with pytest.raises(DataError, match="latents of another weights"):
         speech.write_speech(make_vits(seed=6), ["more words"], tmp_path)
 
 

@@ -19,10 +19,10 @@ from TTS.utils.audio.torch_transforms import wav_to_spec
 
 from apnet2_tts_plugin.audio import read_audio
 from apnet2_tts_plugin.errors import FinetuningError, one_line
-from apnet2_tts_plugin.finetuning.source import note_source
 from apnet2_tts_plugin.pairing.vits import latent_hop, speaker_channels, vocoder_latent
 from apnet2_tts_plugin.training.corpus import AudioFile
 from apnet2_tts_plugin.training.features import skip_unusable, write_features
+from apnet2_tts_plugin.training.source import note_source
 from apnet2_tts_plugin.weights.checkpoints import read_tensors
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
 
@@ -91,8 +91,9 @@ def write_latents(vits: Vits, files: list[AudioFile], data_path: str | Path, fea
         feature_path: Folder for the latents; made if need be.
 
     Raises:
-        FinetuningError: if a file has another sample rate than the VITS, the folder has latents of another VITS, or,
-            when all others are written, files have no latent: training would miss it.
+        FinetuningError: if a file has another sample rate than the VITS, or, when all others are written, files have
+            no latent: training would miss it.
+        DataError: if the folder has latents of another VITS.
         OSError: if a file cannot be written.
     """
     rate = vits.config.audio.sample_rate

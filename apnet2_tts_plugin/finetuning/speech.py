@@ -20,9 +20,9 @@ from TTS.tts.models.vits import Vits
 from apnet2_tts_plugin.errors import FinetuningError, one_line
 from apnet2_tts_plugin.files import write_atomically
 from apnet2_tts_plugin.finetuning.latents import read_vits_config
-from apnet2_tts_plugin.finetuning.source import note_source
 from apnet2_tts_plugin.pairing.vits import vocoder_latent
 from apnet2_tts_plugin.training.features import write_array
+from apnet2_tts_plugin.training.source import note_source
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
 
 logger = logging.getLogger(f"trainer.{__name__}")  # the run's own log, on the terminal and in its folder
@@ -110,7 +110,7 @@ def write_speech(vits: Vits, sentences: list[str], folder: str | os.PathLike[Any
         share: Which of the sentences to do, where several processes take a part each.
 
     Raises:
-        FinetuningError: if the folder has speech of another VITS.
+        DataError: if the folder has speech of another VITS.
         OSError: if a file cannot be written.
     """
     wavs, latents = folders(folder)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import MissingPackageError
 from apnet2_tts_plugin.training.corpus import AudioFile
 from apnet2_tts_plugin.training.features import feature_file, open_features, skip_unusable, write_features
+from apnet2_tts_plugin.training.source import note_source
 
 PERIOD = 0.005  # seconds between the frequencies in a file
 ANALYSIS_RATE = 16000  # Hz, enough for pitch
@@ -30,6 +32,7 @@ def write_pitch(config: Apnet2Config, files: list[AudioFile], n_processes: int =
 
     Raises:
         MissingPackageError: if pyworld is not installed.
+        DataError: if the folder has pitch of another `data_path`, or of another range.
         OSError: if a file cannot be written.
     """
     if importlib.util.find_spec("pyworld") is None:
@@ -42,13 +45,21 @@ def write_pitch(config: Apnet2Config, files: list[AudioFile], n_processes: int =
                 if f0 is not None:
                     yield path, f0
 
-    write_features([file.path for file in files], Path(config.data_path), pitch_folder(config), compute)
+    folder = pitch_folder(config)
+    note_source(folder, pitch_source(config), "pitch", takes_unknown=True)  # older versions wrote no note
+    write_features([file.path for file in files], Path(config.data_path), folder, compute)
 
 
 def with_pitch(config: Apnet2Config, files: list[AudioFile]) -> list[AudioFile]:
     """The files whose pitch `write_pitch` has written, each with it."""
     found = [replace(file, f0=feature_file(file.path, config.data_path, pitch_folder(config))) for file in files]
     return [file for file in found if file.f0.is_file()]
+
+
+def pitch_source(config: Apnet2Config) -> dict[str, Any]:
+    """What the pitch depends on; see `source.note_source`."""
+    data_path = str(Path(config.data_path).resolve())
+    return {"data_path": data_path, "f0_min": config.f0_min, "f0_max": config.f0_max}
 
 
 def pitch_folder(config: Apnet2Config) -> Path:
