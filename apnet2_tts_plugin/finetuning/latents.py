@@ -1,6 +1,5 @@
 """The latents of recordings, as the posterior encoder of a trained VITS has them, for a vocoder to learn from."""
 
-import hashlib
 import os
 import zlib
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from apnet2_tts_plugin.errors import FinetuningError, one_line
 from apnet2_tts_plugin.pairing.vits import latent_hop, speaker_channels, vocoder_latent
 from apnet2_tts_plugin.training.corpus import AudioFile
 from apnet2_tts_plugin.training.features import skip_unusable, write_features
-from apnet2_tts_plugin.training.source import note_source
+from apnet2_tts_plugin.training.source import note_source, weights_digest
 from apnet2_tts_plugin.weights.checkpoints import read_tensors
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
 
@@ -124,11 +123,8 @@ def _source(vits: Vits) -> dict[str, Any]:
     """What the latents of a VITS depend on."""
     audio, args = vits.config.audio, vits.args
     analysis = [audio.sample_rate, audio.fft_size, audio.hop_length, audio.win_length]
-    digest = hashlib.sha256()
-    for name, tensor in sorted(vits.posterior_encoder.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     settings = [*analysis, latent_hop(vits.config), args.encoder_sample_rate, args.interpolate_z]
-    return {"settings": settings, "posterior_encoder": digest.hexdigest()}
+    return {"settings": settings, "posterior_encoder": weights_digest(vits.posterior_encoder)}
 
 
 def load_encoder(path: str | os.PathLike[Any]) -> Vits:

@@ -4,7 +4,6 @@ A latent and what the decoder of the VITS makes of it are a deterministic pair: 
 (knowledge distillation), in the place of one that fits recordings which no latent tells in full.
 """
 
-import hashlib
 import logging
 import os
 import zlib
@@ -22,7 +21,7 @@ from apnet2_tts_plugin.files import write_atomically
 from apnet2_tts_plugin.finetuning.latents import read_vits_config
 from apnet2_tts_plugin.pairing.vits import vocoder_latent
 from apnet2_tts_plugin.training.features import write_array
-from apnet2_tts_plugin.training.source import note_source
+from apnet2_tts_plugin.training.source import note_source, weights_digest
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
 
 logger = logging.getLogger(f"trainer.{__name__}")  # the run's own log, on the terminal and in its folder
@@ -138,8 +137,5 @@ def _write_wav(path: Path, waveform: np.ndarray, sample_rate: int) -> None:
 
 def _source(vits: Vits) -> dict[str, Any]:
     """What the speech of a VITS depends on; its sentences do not matter, as each pair is good for itself."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(vits.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     noise = [vits.inference_noise_scale, vits.inference_noise_scale_dp, vits.length_scale]
-    return {"settings": noise, "weights": digest.hexdigest()}
+    return {"settings": noise, "weights": weights_digest(vits)}

@@ -1,8 +1,11 @@
 """What features in files depend on, so that those of others are never mixed in."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from apnet2_tts_plugin.errors import DataError
 from apnet2_tts_plugin.files import write_text
@@ -43,3 +46,11 @@ def note_source(folder: Path, source: dict[str, Any], what: str, takes_unknown: 
             f"{folder}: has {what} of another {' and '.join(differing)}, see {path.name} in it; "
             "delete the folder, or name another one"
         )
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 of the weights of a module and their names, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
