@@ -74,6 +74,20 @@ def test_what_would_take_too_long_is_left_out(apnet2, folder, here):
     assert status == 0 and speeds[1][1] != "-" and speeds[1][2] == "-"
 
 
+def test_what_is_too_long_for_a_batch_is_named(apnet2, folder, here):
+    status, out, err = bench(apnet2, folder, seconds=[0.1, 6], batch=[1, 2])
+    assert status == 0, err
+    assert cells(out.split("\n\n")[1])[0] == ["Times real time", "0.1 s", "6 s", "0.1 s x 2"]
+    assert "apnet2: left out: 6 s x 2, expected --seconds up to 5 with --batch above 1\n" in err
+
+
+def test_all_may_have_others_beside_it(apnet2, folder, here, monkeypatch):
+    monkeypatch.setattr(systems, "all_systems", lambda device: ["griffin_lim:1", "griffin_lim:2"])
+    status, out, err = bench(apnet2, folder, "all", "griffin_lim:1")
+    assert status == 0, err
+    assert [row[0] for row in cells(out.split("\n\n")[1])[1:]] == [folder, "griffin_lim:1", "griffin_lim:2"]
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_mel_is_as_long_as_asked_for(folder, batch):
     for words in (folder, "vocos"):
@@ -134,6 +148,8 @@ def test_emulated_bf16_is_measured_on_request(monkeypatch):
         (["--system", "preset:huge"], 1, "preset: 'huge', expected one of"),
         (["--system", "preset:tiny@fast"], 1, "runtime: 'fast', expected"),
         (["--system", "griffin_lim:many"], 1, "expected a number of iterations"),
+        (["--device", "cuda:1"], 2, "cuda:1, expected cpu or cuda; CUDA_VISIBLE_DEVICES chooses another GPU"),
+        (["--seconds", "20", "9", "--batch", "16"], 2, "without 9 s x 16, 20 s x 16, expected --seconds up to 5 with"),
         (["--seconds", "0"], 2, "0, expected a number of seconds from 0.05"),
         (["--plot", "x.svg"], 2, "--plot and --report: give both, or none"),
         (["--plot", "x.svg", "--report", "nowhere"], 1, "no summary of `apnet2 evaluate`"),
