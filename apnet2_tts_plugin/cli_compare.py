@@ -190,7 +190,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     expanded = [systems.all_systems(device) if word == "all" else [word] for word in words]
     words = list(dict.fromkeys(name for names in expanded for name in names))
     lengths = _lengths(arguments, systems.LONGEST_IN_BATCH)
-    quality = plot.prepare(arguments.plot, arguments.report, words) if arguments.plot else None
+    quality = plot.prepare(arguments.plot, arguments.report, words, lengths) if arguments.plot else None
     if arguments.json:
         prepare_file(arguments.json)
     plan = measure.Plan(words, lengths, arguments.rounds, arguments.limit, arguments.threads, device)

@@ -12,7 +12,7 @@ from command_line import one_line
 from test_benchmarks import cells
 from test_pitch_start import pitch_config
 
-from apnet2_tts_plugin.bench import clock, measure, memory, systems
+from apnet2_tts_plugin.bench import clock, measure, memory, plot, systems
 from apnet2_tts_plugin.errors import ConfigError, DataError
 from apnet2_tts_plugin.weights import checkpoints
 
@@ -173,6 +173,25 @@ def test_quality_against_speed(apnet2, folder, here, workplace):
     assert "<svg" in (workplace / "p.svg").read_text(encoding="utf-8")
     status, _, err = bench(apnet2, "griffin_lim:2", plot="p.svg", report="report")
     assert status == 1 and "none of griffin_lim:2" in one_line(err)
+    status, _, err = bench(apnet2, folder, seconds=[90], plot="p.svg", report="report")
+    assert status == 1 and "--plot: expected --seconds up to 60, and --batch 1" in one_line(err)
+    means = {folder: {"pesq_wb": None, "stoi": 0.9}}
+    (workplace / "report" / "summary.json").write_text(json.dumps({"means": means}), encoding="utf-8")
+    status, _, err = bench(apnet2, folder, plot="p.svg", report="report")
+    assert status == 1 and f"has no PESQ-WB or DNSMOS overall of {folder}" in one_line(err)
+
+
+def test_all_speeds_of_a_picture_are_at_one_length(tmp_path, caplog):
+    """The longest of those that most systems have; what has no speed there is left out."""
+    picture, quality = str(tmp_path / "p.svg"), dict.fromkeys("abc", {"pesq_wb": 3.0})
+    times = [("a", 1.0, 10.0), ("a", 5.0, 20.0), ("a", 20.0, 90.0), ("b", 1.0, 1.0), ("b", 5.0, 2.0), ("c", 1.0, 0.1)]
+    speeds = [measure.Speed(system, seconds, 1, speed, None, None) for system, seconds, speed in times]
+    assert plot._at_one_length(speeds) == (1.0, {"a": 10.0, "b": 1.0, "c": 0.1})
+    assert plot._at_one_length(speeds[:-1]) == (5.0, {"a": 20.0, "b": 2.0})
+    plot.write(picture, speeds[:-1], quality)
+    assert caplog.messages == [f"{picture}: without c, not measured at 5 s"]
+    with pytest.raises(DataError, match="no vocoder was measured at a single length"):
+        plot.write(picture, [], quality)
 
 
 def test_latent_models_are_refused(tmp_path, monkeypatch):
