@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import librosa
@@ -13,7 +14,7 @@ import torch
 from small_run import fit, small_config
 
 from apnet2_tts_plugin.config import Apnet2AudioConfig, PredictorConfig
-from apnet2_tts_plugin.errors import ConfigError, DataError
+from apnet2_tts_plugin.errors import ConfigError, DataError, MissingPackageError
 from apnet2_tts_plugin.metrics.envelope import frame_line_db
 from apnet2_tts_plugin.network import harmonics
 from apnet2_tts_plugin.network.consistency import FastGriffinLim
@@ -291,6 +292,14 @@ def test_pitch_of_others_is_not_taken(voices, tmp_path, change):
     config[change] = {"data_path": str(others), "f0_min": 70.0}[change]
     with pytest.raises(DataError, match=f"f0: has pitch of another {change}, see source.json in it; delete"):
         write_pitch(config, usable(sorted(Path(config.data_path).glob("*.wav"))))
+
+
+def test_pitch_needs_a_package_that_the_shell_is_told_to_install(voices, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyworld", None)
+    with pytest.raises(
+        MissingPackageError, match=r"^pyworld is not installed: pip install 'apnet2-tts-plugin\[eval\]'$"
+    ):
+        write_pitch(small_config(voices, tmp_path, **pitch_config()), [])
 
 
 def test_pitch_needs_the_folder_of_the_audio(voices):

@@ -1,6 +1,5 @@
 """The pitch of recordings, to train on: found once by WORLD's Harvest, kept in files, and read where a segment lies."""
 
-import importlib.util
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -13,7 +12,7 @@ import numpy as np
 
 from apnet2_tts_plugin.audio import read_audio
 from apnet2_tts_plugin.config import Apnet2Config
-from apnet2_tts_plugin.errors import MissingPackageError
+from apnet2_tts_plugin.metrics.inputs import optional_package
 from apnet2_tts_plugin.training.corpus import AudioFile
 from apnet2_tts_plugin.training.features import feature_file, open_features, skip_unusable, write_features
 from apnet2_tts_plugin.training.source import note_source
@@ -35,8 +34,7 @@ def write_pitch(config: Apnet2Config, files: list[AudioFile], n_processes: int =
         DataError: if the folder has pitch of another `data_path`, or of another range.
         OSError: if a file cannot be written.
     """
-    if importlib.util.find_spec("pyworld") is None:
-        raise MissingPackageError("pyworld is not installed: pip install apnet2-tts-plugin[eval]")
+    optional_package("pyworld")
 
     def compute(paths: list[Path]) -> Iterator[tuple[Path, np.ndarray]]:
         arguments = paths, repeat(config.f0_min), repeat(config.f0_max)
