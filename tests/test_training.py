@@ -166,6 +166,18 @@ def test_a_cosine_is_down_to_nothing_when_the_last_epoch_ends(
     assert rates == sorted(rates, reverse=True) and rates[-1] < 1e-6 * rates[0]
 
 
+@pytest.mark.parametrize(
+    ("preset", "start", "iterations"),
+    [("base", "pitch", 2), ("freev", "pitch", 2), ("pitch", "pitch", 1), ("tiny", "", 1), ("base", "none", 0)],
+)
+def test_a_phase_that_starts_from_the_pitch_has_the_iterations_of_its_preset(
+    preset, start, iterations, corpus, monkeypatch
+):
+    module = scripts.load(scripts.RECIPES / "ljspeech" / "apnet2" / "train_apnet2.py", monkeypatch)
+    settings = ["--data_path", str(corpus), "--eval_split_size", "1", "--preset", preset, "--phase_start", start]
+    assert module.make_config(module.parse_args(settings)).consistency_iterations == iterations
+
+
 @pytest.mark.parametrize("name", ["batch_size", "grad_accum_steps", "segments_per_file", "eval_split_size", "steps"])
 def test_arguments_of_recipes_that_cannot_work(name):
     with pytest.raises(ConfigError, match=f"--{name}: 0, expected at least 1"):
