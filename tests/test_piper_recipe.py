@@ -165,6 +165,18 @@ def test_a_weight_that_is_missing_is_named(converter):
         converter.load(vits, voice, SETTINGS["phoneme_id_map"])
 
 
+@pytest.mark.parametrize(
+    ("lacks", "message"),
+    [("dec.ups.", "its decoder has no upsampling layers"), ("flow.flows.0.enc.in_layers.1", "'flow.+' is missing")],
+)
+def test_layers_that_are_missing_are_named(converter, lacks, message):
+    tensors, nodes = exported(random_vits())
+    layers = {name: layer for name, layer in converter.find_layers(nodes).items() if not name.startswith(lacks)}
+    voice = converter.Voice(converter.name_weights(tensors, nodes), layers)
+    with pytest.raises(converter.VoiceError, match=f"^no VITS as Piper exports it: {message}$"):
+        converter.make_config(voice, SETTINGS)
+
+
 def test_a_missing_file_ends_in_one_line(converter, tmp_path, capsys):
     assert converter.main([str(tmp_path / "none.onnx"), str(tmp_path / "out")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
