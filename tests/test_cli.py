@@ -132,7 +132,7 @@ def test_list_says_what_is_broken(spoil, model, apnet2):
 
 def test_list_knows_the_defaults(model, apnet2):
     """What is not in a configuration, it need not import the class of configurations for."""
-    for settings in ({}, {"input_features": "latent"}, {"input": "latent", "speaker_channels": 256}):
+    for settings in ({}, {"input_features": "latent"}, {"input_features": "latent", "speaker_channels": 256}):
         (model / "config.json").write_text(json.dumps({"model": "apnet2"} | settings))
         config = loader.read_config(model / "config.json")
         expected = f"{config.input_features} of {config.n_inputs} {config.audio.sample_rate} Hz"
