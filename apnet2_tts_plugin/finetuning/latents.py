@@ -72,6 +72,7 @@ def _spectrogram(vits: Vits, waveform: Tensor) -> Tensor:
     """The linear spectrogram (1, n_bins, T) of a waveform (N,) as the VITS has it in its training."""
     audio, rate = vits.config.audio, vits.args.encoder_sample_rate
     if rate:
+        # by what coqui-tts resamples with when it trains the encoder
         waveform = torchaudio.functional.resample(waveform, audio.sample_rate, rate)
     shortest = max(audio.hop_length, (audio.fft_size - audio.hop_length) // 2 + 1)  # the edges are reflected
     waveform = F.pad(waveform, (0, max(shortest - len(waveform), 0)))[None].to(vits.device)
