@@ -158,6 +158,7 @@ def make_config(args: FinetuningArgs, source: Apnet2Config, run_name: str, recor
 
     Raises:
         ConfigError: if there are too few recordings, or a setting makes no sense.
+        FinetuningError: if `extraction_batch_size` makes none.
     """
     if args.extraction_batch_size < 1:
         raise FinetuningError(f"--extraction_batch_size: {args.extraction_batch_size}, expected at least 1")
