@@ -130,8 +130,7 @@ def extract_mels(args: FinetuningArgs, models: tuple[str, ...], config: Apnet2Co
         samples: LJSpeech, see `ljspeech_samples`.
 
     Raises:
-        FinetuningError: if no acoustic model is named, it is another than those, or it cannot be loaded or forced; if
-            a recording cannot be written.
+        FinetuningError: if no acoustic model is named, it is another than those, or it cannot be loaded or forced.
         CheckpointError: if the acoustic model has no checkpoint.
         PairingError: if the vocoder cannot follow the acoustic model, see `pairing.report.announce` too.
         DataError: if the folder has mels of another acoustic model, data or vocoder; if no recording can be used, as

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile as sf
 import torch
 from tqdm import tqdm
 from TTS.tts.models.vits import Vits
 
+from apnet2_tts_plugin.audio import write_wav
 from apnet2_tts_plugin.errors import FinetuningError, one_line
-from apnet2_tts_plugin.files import write_atomically
 from apnet2_tts_plugin.finetuning.latents import read_vits_config
 from apnet2_tts_plugin.pairing.vits import vocoder_latent
 from apnet2_tts_plugin.training.features import write_array
@@ -124,15 +123,8 @@ def write_speech(vits: Vits, sentences: list[str], folder: str | os.PathLike[Any
         except FinetuningError as error:
             logger.warning("Left out sentence %d: %s", number, error)
             continue
-        _write_wav(wav, waveform, vits.config.audio.sample_rate)
+        write_wav(wav, waveform, vits.config.audio.sample_rate)
         write_array(array, latent)
-
-
-def _write_wav(path: Path, waveform: np.ndarray, sample_rate: int) -> None:
-    try:
-        write_atomically(path, lambda file: sf.write(file, waveform, sample_rate, format="WAV", subtype="PCM_16"))
-    except (OSError, sf.LibsndfileError) as error:
-        raise OSError(f"{path}: cannot be written ({one_line(error)})") from error
 
 
 def _source(vits: Vits) -> dict[str, Any]:
