@@ -368,7 +368,6 @@ def _write_config_whole(original):
     def copy_model_files(config, out_path, *args, **kwargs):
         if getattr(config, "model", None) != "apnet2":
             return original(config, out_path, *args, **kwargs)
-        import os
         from pathlib import Path
         from tempfile import TemporaryDirectory
 

@@ -9,7 +9,8 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from apnet2_tts_plugin.errors import DataError
+from apnet2_tts_plugin.errors import DataError, one_line
+from apnet2_tts_plugin.files import write_atomically
 
 FORMATS = {  # what is written, libsndfile's format and coding, by suffix
     ".wav": ("WAV", "PCM_16"),
@@ -235,6 +236,24 @@ def encode(target: BinaryIO, waveform: np.ndarray, sample_rate: int, suffix: str
                 file.write(samples[start : start + BLOCK])
         memory.seek(0)
         target.write(memory.read())
+
+
+def write_wav(path: Path, waveform: np.ndarray, sample_rate: int, coding: str = "PCM_16") -> None:
+    """Write (N,) to a WAV file, whole or not at all; missing folders are made.
+
+    Args:
+        path: The file.
+        waveform: The samples, within [-1, 1] unless `coding` is "FLOAT".
+        sample_rate: Their rate in Hz.
+        coding: What libsndfile calls it.
+
+    Raises:
+        OSError: if it cannot be written; the message is one line that names it.
+    """
+    try:
+        write_atomically(path, lambda file: sf.write(file, waveform, sample_rate, format="WAV", subtype=coding))
+    except (OSError, sf.LibsndfileError) as error:
+        raise OSError(f"{path}: cannot be written ({one_line(error)})") from error
 
 
 def as_int16(waveform: np.ndarray) -> np.ndarray:

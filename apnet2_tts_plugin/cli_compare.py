@@ -1,12 +1,15 @@
 """The commands of `apnet2` that compare vocoders: by what they sound like, and by how fast they are."""
 
 import argparse
+import logging
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from apnet2_tts_plugin.cli_shared import DEVICE, fail, positive
+
+logger = logging.getLogger(__name__)
 
 EVALUATE = """\
 Compare vocoders on recordings: each gets the mel of every recording, and what
@@ -132,7 +135,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         default=os.cpu_count(),
         help="of the processor (%(default)s, all of them)",
     )
-    bench.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    bench.add_argument("--device", type=_unnumbered, default="cpu", help="cpu or cuda (%(default)s)")
     bench.add_argument("--text", help="also measure speech of this text, stage by stage, with the bundled voice")
     bench.add_argument("--json", metavar="FILE", help="file to write the figures to")
     bench.add_argument("--plot", metavar="FILE", help="picture (.svg or .png) of quality against speed, with --report")
@@ -147,6 +150,12 @@ def _seconds(argument: str) -> float:
     if not 0.05 <= seconds <= 3600:
         raise argparse.ArgumentTypeError(f"{argument}, expected a number of seconds from 0.05 to 3600")
     return seconds
+
+
+def _unnumbered(device: str) -> str:
+    if ":" in device:
+        raise argparse.ArgumentTypeError(f"{device}, expected cpu or cuda; CUDA_VISIBLE_DEVICES chooses another GPU")
+    return device
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -178,14 +187,12 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     device = loader.usable_device(arguments.device).type
     words = arguments.system or ["plain", "preset:base", *systems.BUNDLED, "hifigan_v1"]
-    if "all" in words:
-        words = systems.all_systems(device)
-    words = list(dict.fromkeys(words))
-    quality = plot.prepare(arguments.plot, arguments.report, words) if arguments.plot else None
+    expanded = [systems.all_systems(device) if word == "all" else [word] for word in words]
+    words = list(dict.fromkeys(name for names in expanded for name in names))
+    lengths = _lengths(arguments, systems.LONGEST_IN_BATCH)
+    quality = plot.prepare(arguments.plot, arguments.report, words, lengths) if arguments.plot else None
     if arguments.json:
         prepare_file(arguments.json)
-    lengths = [(seconds, batch) for batch in sorted(set(arguments.batch)) for seconds in sorted(set(arguments.seconds))]
-    lengths = [(seconds, batch) for seconds, batch in lengths if batch == 1 or seconds <= systems.LONGEST_IN_BATCH]
     plan = measure.Plan(words, lengths, arguments.rounds, arguments.limit, arguments.threads, device)
     speeds, figures = measure.measure(plan)
     stages = speech.measure(words, arguments.text, plan) if arguments.text else []
@@ -195,3 +202,16 @@ def _bench(arguments: argparse.Namespace) -> int:
     if quality:
         plot.write(arguments.plot, speeds, quality)
     return 0
+
+
+def _lengths(arguments: argparse.Namespace, longest: float) -> list[tuple[float, int]]:
+    """Seconds and batch of each mel; those above `longest` seconds in a batch are named and left out."""
+    asked = [(seconds, batch) for batch in sorted(set(arguments.batch)) for seconds in sorted(set(arguments.seconds))]
+    lengths = [(seconds, batch) for seconds, batch in asked if batch == 1 or seconds <= longest]
+    too_long = ", ".join(f"{seconds:g} s x {batch}" for seconds, batch in asked if (seconds, batch) not in lengths)
+    expected = f"expected --seconds up to {longest:g} with --batch above 1"
+    if not lengths:
+        arguments.command.error(f"nothing to measure without {too_long}, {expected}")
+    if too_long:
+        logger.warning("left out: %s, %s", too_long, expected)
+    return lengths

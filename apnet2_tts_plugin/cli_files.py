@@ -21,7 +21,8 @@ Vocode files with a model. Each IN is one of:
   an .npy or .pt file   a natural-log mel (bands, frames) or (1, bands, frames)
                         with the model's analysis settings, its frames centred
                         at multiples of the hop (see --framing for others); with
-                        --tts, a mel as that acoustic model has it
+                        --tts, a mel as that acoustic model has it. Numbers that
+                        no such mel has are refused, and rare ones are named
   a folder              all such files in it and its sub-folders, which OUT
                         mirrors
   -                     standard input: any of these files; .npy files in a row

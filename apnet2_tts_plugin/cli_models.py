@@ -167,9 +167,11 @@ def _install(arguments: argparse.Namespace) -> int:
         model = loader.load_model(made)
         folder = store.install(made, arguments.name)
     print(f"installed {folder}")
-    file = "IN.wav" if model.config.input_features == "mel" else "LATENT.npy"
+    file, acoustic = "IN.wav", f"--model_name {store.ACOUSTIC_MODEL}"
+    if model.config.input_features == "latent":
+        file, acoustic = "LATENT.npy", "--model_path VITS/model.pth --config_path VITS/config.json"
     print(f"use it:  apnet2 vocode {file} OUT.wav --model {arguments.name}")
-    print(f"         tts --text TEXT --vocoder_name {arguments.name} --out_path OUT.wav")
+    print(f"         tts --text TEXT {acoustic} --vocoder_name {arguments.name} --out_path OUT.wav")
     return 0
 
 

@@ -228,7 +228,7 @@ class Apnet2Config(BaseVocoderConfig):
             "" is `f0` in `output_path`. Defaults to "".
         noise_seed (int): Seed of the phases that noise starts from, for phase_start "pitch". Defaults to 0.
         input_features (str): What the vocoder gets: a "mel", or the "latent" of a VITS, whose decoder it then is
-            (`pairing.vits`); `input` in files of old. Defaults to "mel".
+            (`pairing.vits`). Defaults to "mel".
         latent_channels (int): Channels of the latent, `hidden_channels` of the VITS. Defaults to 192.
         speaker_channels (int): Channels of the speaker embedding below the latent, equal in all frames; 0 for a VITS
             of one speaker. Defaults to 0.
@@ -530,9 +530,7 @@ class Apnet2Config(BaseVocoderConfig):
 
     def deserialize(self, data: dict[str, Any]) -> "Apnet2Config":
         """Take over the values of `data`, as read from a file, and check them."""
-        if "input" in data:  # the name of `input_features` in files of old
-            data = {"input_features": data["input"], **data}
-        _warn_of_unknown("", data, self, {"input", *WRITTEN_BY_TRAINER})
+        _warn_of_unknown("", data, self, WRITTEN_BY_TRAINER)
         for name in ("audio", "amplitude", "phase", "pitch", "mel"):
             _warn_of_unknown(f"{name}.", data.get(name), self[name])
         if isinstance(data.get("loss_weights"), dict):

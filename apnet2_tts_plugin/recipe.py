@@ -34,7 +34,9 @@ class RecipeArgs(TrainerArgs):
     segments_per_file: int = field(
         default=1, metadata={"help": "Segments of each recording between two evaluations. Defaults to 1."}
     )
-    steps: int = field(default=1_000_000, metadata={"help": "Training steps. Defaults to 1000000."})
+    steps: int = field(
+        default=1_000_000, metadata={"help": "Training steps, rounded up to whole epochs. Defaults to 1000000."}
+    )
     lr: float = field(default=2e-4, metadata={"help": "Learning rate at the start. Defaults to 0.0002."})
     num_loader_workers: int = field(default=4, metadata={"help": "Processes that read audio, per GPU. Defaults to 4."})
     mixed_precision: bool = field(default=False, metadata={"help": "Compute in bfloat16 where it does no harm."})
@@ -78,15 +80,13 @@ def run_settings(args: RecipeArgs, n_files: int) -> dict[str, Any]:
             raise ConfigError(f"--{name}: {getattr(args, name)}, expected at least 1")
     if args.eval_split_size >= n_files:
         raise ConfigError(f"--eval_split_size: {args.eval_split_size}, expected fewer than the {n_files} recordings")
-    n_segments = (n_files - args.eval_split_size) * args.segments_per_file
-    steps_per_epoch = -(-n_segments // (args.batch_size * args.grad_accum_steps * distributed.n_launched(args)))
     return {
         "output_path": args.output_path,
         "data_path": args.data_path,
         "batch_size": args.batch_size,
         "segments_per_file": args.segments_per_file,
         "eval_split_size": args.eval_split_size,
-        "epochs": -(-args.steps // steps_per_epoch),
+        "epochs": -(-args.steps // _steps_per_epoch(args, n_files)),
         "lr_gen": args.lr,
         "lr_disc": args.lr,
         "num_loader_workers": args.num_loader_workers,
@@ -99,6 +99,23 @@ def run_settings(args: RecipeArgs, n_files: int) -> dict[str, Any]:
         "log_model_step": 5000,
         "save_step": 5000,
     }
+
+
+def n_steps(args: RecipeArgs, n_files: int) -> int:
+    """Steps of a new run, of all its epochs; arguments as for `run_settings`, which checks them."""
+    per_epoch = _steps_per_epoch(args, n_files)
+    return -(-args.steps // per_epoch) * per_epoch
+
+
+def cosine_schedule(args: RecipeArgs, n_files: int) -> dict[str, Any]:
+    """Settings by which the generator's learning rate is down to nothing at the end; arguments as for `n_steps`."""
+    # behind T_max the rate would rise again
+    return {"lr_scheduler_gen": "CosineAnnealingLR", "lr_scheduler_gen_params": {"T_max": n_steps(args, n_files)}}
+
+
+def _steps_per_epoch(args: RecipeArgs, n_files: int) -> int:
+    n_segments = (n_files - args.eval_split_size) * args.segments_per_file
+    return -(-n_segments // (args.batch_size * args.grad_accum_steps * distributed.n_launched(args)))
 
 
 def train(args: Args, make_config: Callable[[Args], Apnet2Config], advice: str) -> None:

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,12 +41,12 @@ class Features(NamedTuple):
     """What the model is given of a file.
 
     Attributes:
-        pieces: Mels or latents (1, n_inputs, T), T = `PIECE` but for the last.
+        pieces: Makes mels or latents (1, n_inputs, T) on the model's device, T = `PIECE` but for the last.
         n_frames: Frames of all pieces.
         n_samples: Samples to be heard; those behind them belong to silence that fills the last hop.
     """
 
-    pieces: Iterator[Tensor]
+    pieces: Callable[[], Iterator[Tensor]]
     n_frames: int
     n_samples: int
 
@@ -84,17 +85,12 @@ class FileVocoder:
         Raises:
             DataError: if the file cannot be read, or is not what the model takes.
         """
-        try:
+        with _enough_memory(source, self.model):
             if self.framing == "hifigan" and (suffix := _feature_suffix(source)):
                 mel = _features(self.model, source, suffix, self.pairing).to(self.model.device)
                 waveform = vocode_hifigan_frames(self.model, mel).flatten().cpu()
             else:
                 waveform = _vocode(self.model, self._read(source), self.progress, check)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            device = self.model.device
-            raise DataError(f"{source}: too long for the memory of {device}; cut it into shorter files") from error
         return self._finished(source, waveform)
 
     def several(self, sources: list[Source], check: Check = go_on) -> list[Tensor | Apnet2Error]:
@@ -104,44 +100,70 @@ class FileVocoder:
             sources: The files, which together fit in memory.
             check: As for `one`.
         """
-        one_by_one = [partial(self.one, source, check=check) for source in sources]
         if len(sources) == 1 or self.framing == "hifigan":
-            return [attempt(one) for one in one_by_one]
+            return [attempt(self.one, source, check) for source in sources]
+
+        def read(source: Source) -> Features:
+            with _enough_memory(source, self.model):
+                return self._read(source)
+
+        given = [attempt(read, source) for source in sources]
+        check()
+        short = [index for index, features in enumerate(given) if _is_short(features)]
         try:
-            given = [attempt(partial(self._read, source)) for source in sources]
-            check()
-            waveforms = iter(_vocode_batch(self.model, [features for features in given if _is_short(features)]))
+            waveforms = _vocode_batch(self.model, [given[index] for index in short])
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            return [attempt(one) for one in one_by_one]
-        done = []
-        for source, features, one in zip(sources, given, one_by_one, strict=True):
-            if isinstance(features, Apnet2Error):
-                done.append(features)
-            else:
-                batched = partial(self._finished, source, next(waveforms)) if _is_short(features) else one
-                done.append(attempt(batched))
-        return done
+            short, waveforms = [], []  # each on its own, then
+        batched = dict(zip(short, waveforms, strict=True))
+
+        def waveform(index: int, features: Features) -> Tensor:
+            with _enough_memory(sources[index], self.model):
+                found = batched[index] if index in batched else _vocode(self.model, features, self.progress, check)
+            return self._finished(sources[index], found)
+
+        return [
+            features if isinstance(features, Apnet2Error) else attempt(waveform, index, features)
+            for index, features in enumerate(given)
+        ]
 
     def _read(self, source: Source) -> Features:
         """What the model is given of a file; if it has frames, they are centred."""
         model, audio = self.model, self.model.config.audio
         if suffix := _feature_suffix(source):
-            features = _features(model, source, suffix, self.pairing).to(model.device)
+            features = _features(model, source, suffix, self.pairing)
             n_frames = features.shape[2]
-            return Features(iter(features.split(PIECE, dim=2)), n_frames, (n_frames - 1) * audio.hop_length)
+            return Features(partial(_moved, features, model.device), n_frames, (n_frames - 1) * audio.hop_length)
         check_vocodes_recordings(source, model)
         recording = _recording(source, audio.sample_rate, self.resample)
-        padded = whole_hops(recording, audio).to(model.device)
-        pieces = model.log_mel.pieces(padded, PIECE)
-        return Features(pieces, len(padded) // audio.hop_length + 1, len(recording))
+        padded = whole_hops(recording, audio)
+        return Features(partial(_analysed, padded, model), len(padded) // audio.hop_length + 1, len(recording))
 
     def _finished(self, source: Source, waveform: Tensor) -> Tensor:
         """A waveform as it is written."""
         if not waveform.isfinite().all():
             raise DataError(f"{source}: the model's output has NaN or infinite samples")
         return _in_range(waveform, source, self.normalize)
+
+
+def _moved(features: Tensor, device: torch.device) -> Iterator[Tensor]:
+    return (piece.to(device) for piece in features.split(PIECE, dim=2))
+
+
+def _analysed(recording: Tensor, model: Apnet2) -> Iterator[Tensor]:
+    return model.log_mel.pieces(recording.to(model.device), PIECE)
+
+
+@contextmanager
+def _enough_memory(source: Source, model: Apnet2) -> Iterator[None]:
+    """Say of a file for which there is too little."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise DataError(f"{source}: too long for the memory of {model.device}; cut it into shorter files") from error
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
@@ -160,7 +182,7 @@ def _vocode(model: Apnet2, features: Features, progress: bool, check: Check) -> 
     audio, waveforms = model.config.audio, []
     seconds = round(features.n_frames * audio.hop_length / audio.sample_rate)
     with tqdm(total=seconds, unit="s", disable=None if progress else True) as bar:
-        for waveform in model.stream(features.pieces, window=PIECE):
+        for waveform in model.stream(features.pieces(), window=PIECE):
             check()
             waveforms.append(waveform.flatten().cpu())
             bar.update(round(waveform.shape[2] / audio.sample_rate))
@@ -171,7 +193,7 @@ def _vocode_batch(model: Apnet2, batch: list[Features]) -> list[Tensor]:
     """The waveforms (n_samples,) of features of up to `PIECE` frames, on the CPU."""
     if not batch:
         return []
-    frames = [next(features.pieces)[0].T for features in batch]
+    frames = [next(features.pieces())[0].T for features in batch]
     lengths = torch.tensor([features.n_frames for features in batch]) if len(batch) > 1 else None
     waveforms = model.inference(pad_sequence(frames, batch_first=True).transpose(1, 2), lengths)[:, 0].cpu()
     return [waveform[: features.n_samples] for waveform, features in zip(waveforms, batch, strict=True)]
@@ -250,13 +272,13 @@ def pairing_for_mels(tts_config, ap, vocoder_config) -> Pairing:
 def _features(model: Apnet2, source: Source, suffix: str, pairing: Pairing | None) -> Tensor:
     """What the model is given of a file with a mel or latent."""
     features = _read_features(source, suffix, pairing.n_channels if pairing else model.config.n_inputs)
-    try:
-        if pairing:
+    if pairing:
+        try:
             features = pairing.vocoder_input(features[0].T)
-        if model.config.input_features == "mel":
-            check_scale(features)
-    except (DataError, PairingError) as error:
-        raise DataError(f"{source}: {error}") from error
+        except PairingError as error:
+            raise DataError(f"{source}: {error}") from error
+    if model.config.input_features == "mel":
+        check_scale(features, source)
     return features
 
 

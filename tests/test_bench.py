@@ -12,7 +12,7 @@ from command_line import one_line
 from test_benchmarks import cells
 from test_pitch_start import pitch_config
 
-from apnet2_tts_plugin.bench import clock, measure, memory, systems
+from apnet2_tts_plugin.bench import clock, measure, memory, plot, systems
 from apnet2_tts_plugin.errors import ConfigError, DataError
 from apnet2_tts_plugin.weights import checkpoints
 
@@ -72,6 +72,20 @@ def test_what_would_take_too_long_is_left_out(apnet2, folder, here):
     status, out, _ = bench(apnet2, "griffin_lim:200", folder, seconds=[0.1, 5], limit=0.06)
     speeds = cells(out.split("\n\n")[1])
     assert status == 0 and speeds[1][1] != "-" and speeds[1][2] == "-"
+
+
+def test_what_is_too_long_for_a_batch_is_named(apnet2, folder, here):
+    status, out, err = bench(apnet2, folder, seconds=[0.1, 6], batch=[1, 2])
+    assert status == 0, err
+    assert cells(out.split("\n\n")[1])[0] == ["Times real time", "0.1 s", "6 s", "0.1 s x 2"]
+    assert "apnet2: left out: 6 s x 2, expected --seconds up to 5 with --batch above 1\n" in err
+
+
+def test_all_may_have_others_beside_it(apnet2, folder, here, monkeypatch):
+    monkeypatch.setattr(systems, "all_systems", lambda device: ["griffin_lim:1", "griffin_lim:2"])
+    status, out, err = bench(apnet2, folder, "all", "griffin_lim:1")
+    assert status == 0, err
+    assert [row[0] for row in cells(out.split("\n\n")[1])[1:]] == [folder, "griffin_lim:1", "griffin_lim:2"]
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -134,6 +148,8 @@ def test_emulated_bf16_is_measured_on_request(monkeypatch):
         (["--system", "preset:huge"], 1, "preset: 'huge', expected one of"),
         (["--system", "preset:tiny@fast"], 1, "runtime: 'fast', expected"),
         (["--system", "griffin_lim:many"], 1, "expected a number of iterations"),
+        (["--device", "cuda:1"], 2, "cuda:1, expected cpu or cuda; CUDA_VISIBLE_DEVICES chooses another GPU"),
+        (["--seconds", "20", "9", "--batch", "16"], 2, "without 9 s x 16, 20 s x 16, expected --seconds up to 5 with"),
         (["--seconds", "0"], 2, "0, expected a number of seconds from 0.05"),
         (["--plot", "x.svg"], 2, "--plot and --report: give both, or none"),
         (["--plot", "x.svg", "--report", "nowhere"], 1, "no summary of `apnet2 evaluate`"),
@@ -157,6 +173,25 @@ def test_quality_against_speed(apnet2, folder, here, workplace):
     assert "<svg" in (workplace / "p.svg").read_text(encoding="utf-8")
     status, _, err = bench(apnet2, "griffin_lim:2", plot="p.svg", report="report")
     assert status == 1 and "none of griffin_lim:2" in one_line(err)
+    status, _, err = bench(apnet2, folder, seconds=[90], plot="p.svg", report="report")
+    assert status == 1 and "--plot: expected --seconds up to 60, and --batch 1" in one_line(err)
+    means = {folder: {"pesq_wb": None, "stoi": 0.9}}
+    (workplace / "report" / "summary.json").write_text(json.dumps({"means": means}), encoding="utf-8")
+    status, _, err = bench(apnet2, folder, plot="p.svg", report="report")
+    assert status == 1 and f"has no PESQ-WB or DNSMOS overall of {folder}" in one_line(err)
+
+
+def test_all_speeds_of_a_picture_are_at_one_length(tmp_path, caplog):
+    """The longest of those that most systems have; what has no speed there is left out."""
+    picture, quality = str(tmp_path / "p.svg"), dict.fromkeys("abc", {"pesq_wb": 3.0})
+    times = [("a", 1.0, 10.0), ("a", 5.0, 20.0), ("a", 20.0, 90.0), ("b", 1.0, 1.0), ("b", 5.0, 2.0), ("c", 1.0, 0.1)]
+    speeds = [measure.Speed(system, seconds, 1, speed, None, None) for system, seconds, speed in times]
+    assert plot._at_one_length(speeds) == (1.0, {"a": 10.0, "b": 1.0, "c": 0.1})
+    assert plot._at_one_length(speeds[:-1]) == (5.0, {"a": 20.0, "b": 2.0})
+    plot.write(picture, speeds[:-1], quality)
+    assert caplog.messages == [f"{picture}: without c, not measured at 5 s"]
+    with pytest.raises(DataError, match="no vocoder was measured at a single length"):
+        plot.write(picture, [], quality)
 
 
 def test_latent_models_are_refused(tmp_path, monkeypatch):

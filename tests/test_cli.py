@@ -61,7 +61,8 @@ def test_install_list_remove(model, apnet2, tmp_path):
     mine = tiny.save(tmp_path / "mine", loudness=1.0)
     assert apnet2("list")[1].split() == f"apnet2 bundled mel of 80 22050 Hz 0.8 MB {model}".split()
     status, out, err = apnet2("install", mine, "--name", "mine")
-    assert (status, err) == (0, "") and "--vocoder_name mine" in out
+    assert (status, err) == (0, "")
+    assert " --model_name tts_models/en/heart/fast_pitch --vocoder_name mine --out_path OUT.wav\n" in out
     bundled, user = apnet2("list")[1].splitlines()
     assert bundled.split()[:2] == ["apnet2", "bundled"]
     assert user.split()[:2] == ["mine", "user"] and user.endswith(str(store.resolve("mine")))
@@ -87,7 +88,9 @@ def test_list_tells_latents_from_mels(model, apnet2, tmp_path):
     latent = tiny.model(input_features="latent", speaker_channels=8)
     save_config(latent.config, tmp_path / "vits")
     save_weights(latent.generator, tmp_path / "vits")
-    assert apnet2("install", tmp_path / "vits", "--name", "vits_de")[0] == 0
+    status, out, _ = apnet2("install", tmp_path / "vits", "--name", "vits_de")
+    assert status == 0
+    assert " --model_path VITS/model.pth --config_path VITS/config.json --vocoder_name vits_de --out_path" in out
     mel, latent = apnet2("list")[1].splitlines()
     assert "  mel of 80  " in mel and "  latent of 200  " in latent
 
@@ -129,7 +132,7 @@ def test_list_says_what_is_broken(spoil, model, apnet2):
 
 def test_list_knows_the_defaults(model, apnet2):
     """What is not in a configuration, it need not import the class of configurations for."""
-    for settings in ({}, {"input_features": "latent"}, {"input": "latent", "speaker_channels": 256}):
+    for settings in ({}, {"input_features": "latent"}, {"input_features": "latent", "speaker_channels": 256}):
         (model / "config.json").write_text(json.dumps({"model": "apnet2"} | settings))
         config = loader.read_config(model / "config.json")
         expected = f"{config.input_features} of {config.n_inputs} {config.audio.sample_rate} Hz"

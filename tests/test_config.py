@@ -199,13 +199,12 @@ def test_a_file_brings_back_the_same_configuration(tmp_path):
 
 
 def test_names_in_files(tmp_path, caplog):
-    """An old name is taken for the new one; a name that means nothing is taken for a typing error."""
+    """A name that means nothing is taken for a typing error."""
     settings = Apnet2Config().to_dict()
-    del settings["input_features"]
-    settings |= {"input": "latent", "sequence_length": 4096, "restore_path": "written by the Trainer"}
+    settings |= {"sequence_length": 4096, "restore_path": "written by the Trainer"}
     settings["audio"]["hopp_length"] = 512
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    assert load_config(tmp_path / "config.json").input_features == "latent"
+    load_config(tmp_path / "config.json")
     assert caplog.messages == [
         "sequence_length: no setting of APNet2, and without effect",
         "audio.hopp_length: no setting of APNet2, and without effect",

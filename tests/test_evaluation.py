@@ -31,7 +31,7 @@ workplace, model, apnet2 = command_line.workplace, command_line.model, command_l
 
 NAMES = ("a.wav", "sub/b.flac")
 NO_SPEECHMOS = (
-    "apnet2: speechmos is not installed: pip install apnet2-tts-plugin[eval] (left out: DNSMOS overall, PLCMOS)\n"
+    "apnet2: speechmos is not installed: pip install 'apnet2-tts-plugin[eval]' (left out: DNSMOS overall, PLCMOS)\n"
 )
 
 

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import scripts
 import soundfile
+import tiny
 import torch
+
+from apnet2_tts_plugin.errors import DataError
 
 HEART = scripts.RECIPES / "heart"
 HOP, RATE = 256, 22050
@@ -172,3 +175,42 @@ def test_from_corpus_to_model(prepare, monkeypatch, tmp_path):
 
     api = TTS(model_path=weights, config_path=weights.with_name("config.json"), vocoder_name="apnet2")
     assert np.isfinite(api.tts("the hat is here.")).all()
+
+
+@pytest.fixture
+def make_pairs(prepare, monkeypatch, tmp_path):
+    """Writes the pairs of one file; its acoustic model is the module `voice`, which is silent."""
+    pytest.importorskip("pyworld")
+    corpus = a_corpus(tmp_path / "corpus", count=3)
+    prepare.prepare(corpus)
+    trainer = scripts.load(HEART / "apnet2" / "train_apnet2.py", monkeypatch)
+    monkeypatch.setattr(trainer, "load_model", lambda path: tiny.model())
+    monkeypatch.setattr(trainer, "predict", lambda *arguments: np.zeros((80, 69)))
+
+    def make(voice):
+        monkeypatch.setattr(trainer, "load_acoustic_model", lambda path: voice)
+        return trainer.make_pairs(corpus, tmp_path, 1, "apnet2") / "mels"
+
+    return make
+
+
+def test_mels_of_another_acoustic_model_are_not_learned_from(make_pairs):
+    voice = torch.nn.Linear(1, 1)
+    mels = make_pairs(voice)
+    assert sorted(path.name for path in mels.glob("*.npy")) == ["heart_0002.npy", "heart_0002_own.npy"]
+    make_pairs(voice)
+    torch.nn.init.constant_(voice.bias, 9.0)
+    with pytest.raises(DataError, match="mels: has mels of another acoustic_model, see source.json in it; delete"):
+        make_pairs(voice)
+
+
+def test_a_mel_that_is_half_written_is_not_left(make_pairs, monkeypatch, tmp_path):
+    def full_disk(file, array):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full_disk)
+        with pytest.raises(OSError, match=r"\.npy: cannot be written \(No space left on device\)"):
+            make_pairs(torch.nn.Linear(1, 1))
+    assert not list(tmp_path.rglob("heart_*.npy"))

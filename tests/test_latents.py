@@ -11,13 +11,13 @@ from vits_models import CHANNELS, HOP, SAMPLE_RATE, SPEAKER_CHANNELS, SPEAKERS, 
 
 from apnet2_tts_plugin.audio import find_audio
 from apnet2_tts_plugin.config import Apnet2Config
-from apnet2_tts_plugin.errors import Apnet2Error, FinetuningError, PairingError
+from apnet2_tts_plugin.errors import Apnet2Error, DataError, FinetuningError, PairingError
 from apnet2_tts_plugin.finetuning.latents import encode, load_encoder, write_latents
-from apnet2_tts_plugin.finetuning.source import SOURCE_NAME, note_source
 from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.pairing import vits as decoding
 from apnet2_tts_plugin.pairing.vits import LatentDecoder, mismatch, vocoder_latent, with_decoder
 from apnet2_tts_plugin.training.corpus import usable
+from apnet2_tts_plugin.training.source import SOURCE_NAME, note_source
 
 SENTENCE = torch.arange(3, 15)[None]
 
@@ -263,7 +263,7 @@ def test_latents_of_others_are_not_mixed_in(vits, corpus):
     folder = corpus / "latents"
 
     def refused(what):
-        return pytest.raises(FinetuningError, match=f"{folder}: has latents of another {what}, see source.json in it")
+        return pytest.raises(DataError, match=f"{folder}: has latents of another {what}, see source.json in it")
 
     note_source(folder, {"checkpoint": "of an acoustic model"}, "mels")
     write(vits, corpus)  # there is nothing but the note yet
@@ -272,11 +272,11 @@ def test_latents_of_others_are_not_mixed_in(vits, corpus):
     vits.config.audio.win_length = 512  # the same weights, another analysis
     with refused("settings"):
         write(vits, corpus)
-    with pytest.raises(FinetuningError, match=f"{folder}: has mels of another checkpoint, see source.json in it"):
+    with pytest.raises(DataError, match=f"{folder}: has mels of another checkpoint, see source.json in it"):
         note_source(folder, {"checkpoint": "of an acoustic model"}, "mels")
     note = (folder / SOURCE_NAME).read_text()
     (folder / SOURCE_NAME).write_text(note[:-1])
-    with pytest.raises(FinetuningError, match=r"source\.json: cannot be read \(.*; delete the folder it is in"):
+    with pytest.raises(DataError, match=r"source\.json: cannot be read \(.*; delete the folder it is in"):
         write(vits, corpus)
 
 

@@ -57,5 +57,16 @@ def test_imports_go_down():
     assert not up
 
 
+def test_the_picture_in_the_documents_is_so():
+    """An import goes to a floor below, or to the right on the same floor; what has no floor is not shown."""
+    text = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    lines = text.partition("```text\n")[2].partition("```")[0].splitlines()
+    floors = [re.findall(r"\w+", line[:50].replace("cli_*", "")) for line in lines if "---" not in line]
+    places = {name: (floor, i) for floor, names in enumerate(floors) for i, name in enumerate(names)}
+    assert set(places) == {name for name in ROOMS if name not in ("", "__main__", "_boot") and "cli_" not in name}
+    shown = [(room(a), room(b)) for a, others in ARROWS.items() for b in others if {room(a), room(b)} <= set(places)]
+    assert not [arrow for arrow in shown if places[arrow[0]] > places[arrow[1]]]
+
+
 def test_imports_make_no_circle():
     graphlib.TopologicalSorter(ARROWS).prepare()

@@ -232,7 +232,7 @@ def test_too_little_speech_is_refused_and_a_missing_package_named(voice, metric,
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingPackageError) as caught:
         metric(voice, voice, RATE)
-    assert str(caught.value) == f"{package} is not installed: pip install apnet2-tts-plugin[eval]"
+    assert str(caught.value) == f"{package} is not installed: pip install 'apnet2-tts-plugin[eval]'"
 
 
 @pytest.mark.parametrize(
@@ -246,4 +246,4 @@ def test_metrics_without_their_packages_are_left_out(module, titles, monkeypatch
     left_out = [metric.title.partition(",")[0] for metric in table.METRICS if metric not in found]
     assert ", ".join(left_out) == titles
     package = module.partition(".")[0]
-    assert missing == [f"{package} is not installed: pip install apnet2-tts-plugin[eval] (left out: {titles})"]
+    assert missing == [f"{package} is not installed: pip install 'apnet2-tts-plugin[eval]' (left out: {titles})"]

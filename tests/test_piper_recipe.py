@@ -16,7 +16,7 @@ from TTS.tts.models.vits import Vits
 from vits_models import CHANNELS, HOP, SAMPLE_RATE, make_vits, save_vits
 
 from apnet2_tts_plugin.config import Apnet2Config
-from apnet2_tts_plugin.errors import FinetuningError
+from apnet2_tts_plugin.errors import DataError
 from apnet2_tts_plugin.finetuning import speech
 
 SYMBOLS = ["_", "^", "$", " ", ",", ".", "a", "b", "ə", "ˈ"]
@@ -165,6 +165,18 @@ def test_a_weight_that_is_missing_is_named(converter):
         converter.load(vits, voice, SETTINGS["phoneme_id_map"])
 
 
+@pytest.mark.parametrize(
+    ("lacks", "message"),
+    [("dec.ups.", "its decoder has no upsampling layers"), ("flow.flows.0.enc.in_layers.1", "'flow.+' is missing")],
+)
+def test_layers_that_are_missing_are_named(converter, lacks, message):
+    tensors, nodes = exported(random_vits())
+    layers = {name: layer for name, layer in converter.find_layers(nodes).items() if not name.startswith(lacks)}
+    voice = converter.Voice(converter.name_weights(tensors, nodes), layers)
+    with pytest.raises(converter.VoiceError, match=f"^no VITS as Piper exports it: {message}$"):
+        converter.make_config(voice, SETTINGS)
+
+
 def test_a_missing_file_ends_in_one_line(converter, tmp_path, capsys):
     assert converter.main([str(tmp_path / "none.onnx"), str(tmp_path / "out")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -198,7 +210,7 @@ def test_what_is_said_depends_on_the_sentence_alone():
 
 def test_speech_of_another_vits_is_refused(tmp_path):
     speech.write_speech(make_vits(), ["some words"], tmp_path)
-    with pytest.raises(FinetuningError, match="latents of another weights"):
+    with pytest.raises(DataError, match="latents of another weights"):
         speech.write_speech(make_vits(seed=6), ["more words"], tmp_path)
 
 

@@ -1,5 +1,10 @@
 """A phase that starts from the pitch: known tones come out; batches, seeds and look-ahead are as promised."""
 
+import json
+import shutil
+import sys
+from pathlib import Path
+
 import librosa
 import numpy as np
 import pytest
@@ -9,7 +14,7 @@ import torch
 from small_run import fit, small_config
 
 from apnet2_tts_plugin.config import Apnet2AudioConfig, PredictorConfig
-from apnet2_tts_plugin.errors import ConfigError, DataError
+from apnet2_tts_plugin.errors import ConfigError, DataError, MissingPackageError
 from apnet2_tts_plugin.metrics.envelope import frame_line_db
 from apnet2_tts_plugin.network import harmonics
 from apnet2_tts_plugin.network.consistency import FastGriffinLim
@@ -23,7 +28,9 @@ from apnet2_tts_plugin.network.harmonics import (
 )
 from apnet2_tts_plugin.network.pitch import Pitch, PitchPredictor, bin_labels
 from apnet2_tts_plugin.network.spectra import ISTFT, STFT
-from apnet2_tts_plugin.training.pitch import PERIOD, pitch_at
+from apnet2_tts_plugin.training.corpus import usable
+from apnet2_tts_plugin.training.pitch import PERIOD, pitch_at, write_pitch
+from apnet2_tts_plugin.training.source import SOURCE_NAME
 
 RATE, HOP, FFT = 22050, 256, 1024
 SIZES = dict(channels=16, hidden_channels=32, blocks=2, output_kernel_size=1, response_norm="none", look_ahead=4)
@@ -270,6 +277,29 @@ def test_training_finds_the_pitch_once_and_learns_it(voices, tmp_path):
     losses = [trainer.keep_avg_train.avg_values[f"avg_loss_{term}"] for term in ("pitch", "voicing")]
     assert losses[0] < 4.0 and losses[1] < 0.5  # about 5.5 and 0.7 at first
     assert "avg_loss_pitch" in trainer.keep_avg_eval.avg_values
+
+
+@pytest.mark.parametrize("change", ["data_path", "f0_min"])
+def test_pitch_of_others_is_not_taken(voices, tmp_path, change):
+    """Every run of a recipe has the same folder for it; one without a note is of an older version."""
+    others = shutil.copytree(voices, tmp_path / "others")  # copies are as old
+    config = small_config(voices, tmp_path, **pitch_config())
+    write_pitch(config, usable(sorted(voices.glob("*.wav"))))
+    note = tmp_path / "f0" / SOURCE_NAME
+    note.unlink()
+    write_pitch(config, usable(sorted(voices.glob("*.wav"))))
+    assert json.loads(note.read_text()) == {"data_path": str(voices), "f0_min": 50.0, "f0_max": 800.0}
+    config[change] = {"data_path": str(others), "f0_min": 70.0}[change]
+    with pytest.raises(DataError, match=f"f0: has pitch of another {change}, see source.json in it; delete"):
+        write_pitch(config, usable(sorted(Path(config.data_path).glob("*.wav"))))
+
+
+def test_pitch_needs_a_package_that_the_shell_is_told_to_install(voices, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyworld", None)
+    with pytest.raises(
+        MissingPackageError, match=r"^pyworld is not installed: pip install 'apnet2-tts-plugin\[eval\]'$"
+    ):
+        write_pitch(small_config(voices, tmp_path, **pitch_config()), [])
 
 
 def test_pitch_needs_the_folder_of_the_audio(voices):

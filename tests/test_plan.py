@@ -213,6 +213,13 @@ def test_reference_is_like_speech():
     assert mel.amax(dim=2).min() > np.log(5e-3) and mel.std() > 1
 
 
+def test_nothing_above_half_the_new_rate_comes_back_below_it():
+    tone = 0.5 * np.sin(2 * np.pi * 15000 * np.arange(48000) / 48000).astype(np.float32)
+    mel = analyse(torch.from_numpy(tone)[None], 48000, VOCODER.audio)
+    silence = analyse(torch.zeros(1, 22050), 22050, VOCODER.audio)
+    torch.testing.assert_close(mel[:, :, 5:-5], silence[:, :, 5:-5], atol=0.01, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("settings", "level", "words"),
     [

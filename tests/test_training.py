@@ -13,6 +13,7 @@ import tiny
 import torch
 from small_run import fit, make_batch, make_corpus, make_trainer, small_config, stub_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trainer.trainer_utils import get_scheduler
 from TTS.bin import train_vocoder
 
 from apnet2_tts_plugin.config import Apnet2Config
@@ -136,6 +137,45 @@ def test_the_rates_of_a_recipe_fall_with_each_update(corpus, tmp_path, accumulat
     make_trainer(config, callbacks={"on_train_step_end": note}, grad_accum_steps=accumulation).fit()
     expected = [[2e-4 * 0.999 ** (n / 809)] * 2 for n in range(1, n_updates + 1)]
     np.testing.assert_allclose(rates, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("n_files", "accumulation", "world_size"), [(21, 1, 1), (150, 1, 1), (1000, 1, 1), (150, 3, 4)]
+)
+@pytest.mark.parametrize("recipe", ["voice", "natural"])
+def test_a_cosine_is_down_to_nothing_when_the_last_epoch_ends(
+    recipe, n_files, accumulation, world_size, tmp_path, monkeypatch
+):
+    """A run has whole epochs, and behind its half-period a cosine rises again."""
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    for i in range(n_files):
+        (tmp_path / f"{i}.wav").touch()
+    module = scripts.load(scripts.RECIPES / recipe / "apnet2" / "train_apnet2.py", monkeypatch)
+    config = module.make_config(
+        module.parse_args(["--data_path", str(tmp_path), "--grad_accum_steps", str(accumulation)])
+    )
+    n_segments = (n_files - config.eval_split_size) * config.segments_per_file
+    per_epoch = len(EpochBatches(n_segments, config.batch_size * accumulation, 0, 0, world_size))
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.lr_gen)
+    schedule = get_scheduler(config.lr_scheduler_gen, config.lr_scheduler_gen_params, optimizer)
+    rates = []
+    for _ in range(config.epochs * per_epoch):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 1e-6 * rates[0]
+
+
+@pytest.mark.parametrize(
+    ("preset", "start", "iterations"),
+    [("base", "pitch", 2), ("freev", "pitch", 2), ("pitch", "pitch", 1), ("tiny", "", 1), ("base", "none", 0)],
+)
+def test_a_phase_that_starts_from_the_pitch_has_the_iterations_of_its_preset(
+    preset, start, iterations, corpus, monkeypatch
+):
+    module = scripts.load(scripts.RECIPES / "ljspeech" / "apnet2" / "train_apnet2.py", monkeypatch)
+    settings = ["--data_path", str(corpus), "--eval_split_size", "1", "--preset", preset, "--phase_start", start]
+    assert module.make_config(module.parse_args(settings)).consistency_iterations == iterations
 
 
 @pytest.mark.parametrize("name", ["batch_size", "grad_accum_steps", "segments_per_file", "eval_split_size", "steps"])

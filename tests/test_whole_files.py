@@ -143,6 +143,18 @@ def test_atomic_write_lasts(tmp_path, monkeypatch):
     assert [path] == list(tmp_path.iterdir())
 
 
+def test_an_atomic_write_leaves_the_umask_alone(tmp_path, monkeypatch):
+    """It is the whole process's: a file of another thread would get rights that it must not have."""
+    umask = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", lambda mask: pytest.fail("the umask is changed"))
+            write_text(tmp_path / "file", "content")
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
 def test_atomic_write_to_a_full_disk(tmp_path, monkeypatch):
     """Some disks tell only when the content must be there."""
 

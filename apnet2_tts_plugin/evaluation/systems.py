@@ -10,13 +10,12 @@ from pathlib import Path
 
 import librosa
 import numpy as np
-import soxr
 import torch
 from torch import Tensor
 from TTS.utils.audio import AudioProcessor
 from TTS.vocoder.configs.shared_configs import BaseVocoderConfig
 
-from apnet2_tts_plugin.audio import SUFFIXES, read_recording
+from apnet2_tts_plugin.audio import SUFFIXES, at_rate, read_recording
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import DataError, ModelError, one_line
 from apnet2_tts_plugin.loader import load_with_runtime
@@ -87,9 +86,7 @@ def aligned(copy: Copy, recording: np.ndarray, sample_rate: int) -> np.ndarray:
     """
     if not np.isfinite(copy.waveform).all():
         raise DataError("NaN or infinite samples")
-    waveform = copy.waveform
-    if copy.sample_rate != sample_rate:
-        waveform = soxr.resample(waveform, copy.sample_rate, sample_rate)
+    waveform = at_rate(copy.waveform, copy.sample_rate, sample_rate)
     excess = len(waveform) - len(recording)
     if abs(excess) > LONGEST_DIFFERENCE * sample_rate:
         lengths = f"{len(waveform) / sample_rate:.2f} s, the recording has {len(recording) / sample_rate:.2f} s"
@@ -236,4 +233,4 @@ def read_at(path: Path, sample_rate: int) -> Tensor:
         DataError: if it cannot be read, is empty, or has NaN.
     """
     waveform, rate = read_recording(path)
-    return torch.from_numpy(waveform if rate == sample_rate else soxr.resample(waveform, rate, sample_rate))
+    return torch.from_numpy(at_rate(waveform, rate, sample_rate))

@@ -36,10 +36,10 @@ Run = Callable[[Tensor], list[Tensor]]
 def write_graph(model: Apnet2, path: Path) -> float:
     """Write the generator of `model`, on the processor, to an `.onnx` or `.pt2` file, weights and settings inside.
 
-    Its input has the name of `config.input_features`, (B, n_inputs, T) in float32, T >= 3 and all of one length. Its
-    outputs are "waveform" (B, (T - 1) * hop_length) and, with phase_start "pitch", "f0" in Hz and "voiced", (B, T).
-    The number of consistency iterations is the one that the model has now. The settings to analyse a recording with are
-    the metadata of the ONNX model, or in the `.pt2` file as the extra file `SETTINGS`.
+    Its input has the name of `config.input_features`, (B, n_inputs, T) in float32, all of one length, with T >= 2, or T
+    >= 3 in a `.pt2` file. Its outputs are "waveform" (B, (T - 1) * hop_length) and, with phase_start "pitch", "f0" in
+    Hz and "voiced", (B, T). The number of consistency iterations is the one that the model has now. The settings to
+    analyse a recording with are the metadata of the ONNX model, or in the `.pt2` file as the extra file `SETTINGS`.
 
     Args:
         model: The model.

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile as sf
 import soxr
 from torch import Tensor
 from TTS.tts.models.base_tts import BaseTTS
 
+from apnet2_tts_plugin.audio import write_wav
 from apnet2_tts_plugin.config import Apnet2Config
-from apnet2_tts_plugin.errors import FinetuningError
-from apnet2_tts_plugin.files import write_atomically
 from apnet2_tts_plugin.finetuning.teacher_forcing import Sample, force, load_utterance
 from apnet2_tts_plugin.pairing.convert import Pairing
 from apnet2_tts_plugin.training.features import skip_unusable, write_features
@@ -48,8 +46,8 @@ def extract(
         Number of samples left out.
 
     Raises:
-        FinetuningError: if a speaker is none of the model's, or a recording cannot be written.
-        OSError: if a mel cannot be written.
+        FinetuningError: if a speaker is none of the model's.
+        OSError: if a recording or mel cannot be written.
     """
     by_path = {sample.path: sample for sample in samples}
 
@@ -59,7 +57,9 @@ def extract(
                 aligned = skip_unusable(sample.path, _aligned, paired, output, waveform)
                 if aligned is not None:
                     mel, waveform = aligned
-                    _write_wav(_wav(sample.path, data_path, out), waveform, paired.audio.sample_rate)
+                    # as it is: normalised to a mean volume, it may go beyond [-1, 1]
+                    wav = _wav(sample.path, data_path, out)
+                    write_wav(wav, waveform, paired.audio.sample_rate, coding="FLOAT")
                     yield sample.path, mel  # written last: it stands for both
 
     left_out = write_features(list(by_path), data_path, out / "mels", compute)
@@ -97,14 +97,6 @@ def _aligned(paired: Pairing, output: Tensor, waveform: np.ndarray) -> tuple[np.
     # with another hop, the frames of the one may end a little before those of the other
     n_frames = min(mel.shape[1], len(waveform) // hop_length + 1)
     return mel[:, :n_frames], waveform[: n_frames * hop_length - 1]
-
-
-def _write_wav(path: Path, waveform: np.ndarray, sample_rate: int) -> None:
-    """Write (n,) as it is, in float32: normalised to a mean volume, it may go beyond [-1, 1]."""
-    try:
-        write_atomically(path, lambda file: sf.write(file, waveform, sample_rate, format="WAV", subtype="FLOAT"))
-    except (OSError, sf.LibsndfileError) as error:
-        raise FinetuningError(f"{path}: cannot be written ({error})") from error
 
 
 def mel_source(

@@ -1,6 +1,5 @@
 """The latents of recordings, as the posterior encoder of a trained VITS has them, for a vocoder to learn from."""
 
-import hashlib
 import os
 import zlib
 from collections.abc import Iterator
@@ -19,10 +18,10 @@ from TTS.utils.audio.torch_transforms import wav_to_spec
 
 from apnet2_tts_plugin.audio import read_audio
 from apnet2_tts_plugin.errors import FinetuningError, one_line
-from apnet2_tts_plugin.finetuning.source import note_source
 from apnet2_tts_plugin.pairing.vits import latent_hop, speaker_channels, vocoder_latent
 from apnet2_tts_plugin.training.corpus import AudioFile
 from apnet2_tts_plugin.training.features import skip_unusable, write_features
+from apnet2_tts_plugin.training.source import note_source, weights_digest
 from apnet2_tts_plugin.weights.checkpoints import read_tensors
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
 
@@ -73,6 +72,7 @@ def _spectrogram(vits: Vits, waveform: Tensor) -> Tensor:
     """The linear spectrogram (1, n_bins, T) of a waveform (N,) as the VITS has it in its training."""
     audio, rate = vits.config.audio, vits.args.encoder_sample_rate
     if rate:
+        # by what coqui-tts resamples with when it trains the encoder
         waveform = torchaudio.functional.resample(waveform, audio.sample_rate, rate)
     shortest = max(audio.hop_length, (audio.fft_size - audio.hop_length) // 2 + 1)  # the edges are reflected
     waveform = F.pad(waveform, (0, max(shortest - len(waveform), 0)))[None].to(vits.device)
@@ -91,8 +91,9 @@ def write_latents(vits: Vits, files: list[AudioFile], data_path: str | Path, fea
         feature_path: Folder for the latents; made if need be.
 
     Raises:
-        FinetuningError: if a file has another sample rate than the VITS, the folder has latents of another VITS, or,
-            when all others are written, files have no latent: training would miss it.
+        FinetuningError: if a file has another sample rate than the VITS, or, when all others are written, files have
+            no latent: training would miss it.
+        DataError: if the folder has latents of another VITS.
         OSError: if a file cannot be written.
     """
     rate = vits.config.audio.sample_rate
@@ -123,11 +124,8 @@ def _source(vits: Vits) -> dict[str, Any]:
     """What the latents of a VITS depend on."""
     audio, args = vits.config.audio, vits.args
     analysis = [audio.sample_rate, audio.fft_size, audio.hop_length, audio.win_length]
-    digest = hashlib.sha256()
-    for name, tensor in sorted(vits.posterior_encoder.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     settings = [*analysis, latent_hop(vits.config), args.encoder_sample_rate, args.interpolate_z]
-    return {"settings": settings, "posterior_encoder": digest.hexdigest()}
+    return {"settings": settings, "posterior_encoder": weights_digest(vits.posterior_encoder)}
 
 
 def load_encoder(path: str | os.PathLike[Any]) -> Vits:

@@ -12,11 +12,11 @@ from apnet2_tts_plugin import recipe
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.errors import DataError, FinetuningError
 from apnet2_tts_plugin.finetuning.extraction import extract, mel_source
-from apnet2_tts_plugin.finetuning.source import note_source
 from apnet2_tts_plugin.finetuning.teacher_forcing import Sample, load_acoustic_model
 from apnet2_tts_plugin.loader import read_config
 from apnet2_tts_plugin.pairing import convert, report
 from apnet2_tts_plugin.training import distributed
+from apnet2_tts_plugin.training.source import note_source
 from apnet2_tts_plugin.weights import store
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
 
@@ -130,11 +130,11 @@ def extract_mels(args: FinetuningArgs, models: tuple[str, ...], config: Apnet2Co
         samples: LJSpeech, see `ljspeech_samples`.
 
     Raises:
-        FinetuningError: if no acoustic model is named, it is another than those, or it cannot be loaded or forced; if
-            the folder has mels of another, or cannot be written to.
+        FinetuningError: if no acoustic model is named, it is another than those, or it cannot be loaded or forced.
         CheckpointError: if the acoustic model has no checkpoint.
         PairingError: if the vocoder cannot follow the acoustic model, see `pairing.report.announce` too.
-        DataError: if no recording can be used, as far as a single process can tell.
+        DataError: if the folder has mels of another acoustic model, data or vocoder; if no recording can be used, as
+            far as a single process can tell.
         OSError: if a file cannot be written.
     """
     if not args.tts_path:
@@ -157,6 +157,7 @@ def make_config(args: FinetuningArgs, source: Apnet2Config, run_name: str, recor
 
     Raises:
         ConfigError: if there are too few recordings, or a setting makes no sense.
+        FinetuningError: if `extraction_batch_size` makes none.
     """
     if args.extraction_batch_size < 1:
         raise FinetuningError(f"--extraction_batch_size: {args.extraction_batch_size}, expected at least 1")

@@ -4,7 +4,6 @@ A latent and what the decoder of the VITS makes of it are a deterministic pair: 
 (knowledge distillation), in the place of one that fits recordings which no latent tells in full.
 """
 
-import hashlib
 import logging
 import os
 import zlib
@@ -12,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile as sf
 import torch
 from tqdm import tqdm
 from TTS.tts.models.vits import Vits
 
+from apnet2_tts_plugin.audio import write_wav
 from apnet2_tts_plugin.errors import FinetuningError, one_line
-from apnet2_tts_plugin.files import write_atomically
 from apnet2_tts_plugin.finetuning.latents import read_vits_config
-from apnet2_tts_plugin.finetuning.source import note_source
 from apnet2_tts_plugin.pairing.vits import vocoder_latent
 from apnet2_tts_plugin.training.features import write_array
+from apnet2_tts_plugin.training.source import note_source, weights_digest
 from apnet2_tts_plugin.weights.find import CONFIG_NAME, find_weights
 
 logger = logging.getLogger(f"trainer.{__name__}")  # the run's own log, on the terminal and in its folder
@@ -110,7 +108,7 @@ def write_speech(vits: Vits, sentences: list[str], folder: str | os.PathLike[Any
         share: Which of the sentences to do, where several processes take a part each.
 
     Raises:
-        FinetuningError: if the folder has speech of another VITS.
+        DataError: if the folder has speech of another VITS.
         OSError: if a file cannot be written.
     """
     wavs, latents = folders(folder)
@@ -125,21 +123,11 @@ def write_speech(vits: Vits, sentences: list[str], folder: str | os.PathLike[Any
         except FinetuningError as error:
             logger.warning("Left out sentence %d: %s", number, error)
             continue
-        _write_wav(wav, waveform, vits.config.audio.sample_rate)
+        write_wav(wav, waveform, vits.config.audio.sample_rate)
         write_array(array, latent)
-
-
-def _write_wav(path: Path, waveform: np.ndarray, sample_rate: int) -> None:
-    try:
-        write_atomically(path, lambda file: sf.write(file, waveform, sample_rate, format="WAV", subtype="PCM_16"))
-    except (OSError, sf.LibsndfileError) as error:
-        raise OSError(f"{path}: cannot be written ({one_line(error)})") from error
 
 
 def _source(vits: Vits) -> dict[str, Any]:
     """What the speech of a VITS depends on; its sentences do not matter, as each pair is good for itself."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(vits.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     noise = [vits.inference_noise_scale, vits.inference_noise_scale_dp, vits.length_scale]
-    return {"settings": noise, "weights": digest.hexdigest()}
+    return {"settings": noise, "weights": weights_digest(vits)}

@@ -33,7 +33,7 @@ def optional_package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise MissingPackageError(f"{package} is not installed: pip install apnet2-tts-plugin[eval]") from error
+        raise MissingPackageError(f"{package} is not installed: pip install 'apnet2-tts-plugin[eval]'") from error
     except RuntimeError as error:
         reason = f"{package} cannot be imported ({one_line(error)})"
         raise MissingPackageError(f"{reason}; set HOME to a folder that can be written to") from error

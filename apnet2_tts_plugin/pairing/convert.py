@@ -8,10 +8,10 @@ recording would be (`analyse`). Logarithms are natural, frequencies in Hz, lengt
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchaudio
 from torch import Tensor, nn
 from TTS.utils.audio import AudioProcessor
 
+from apnet2_tts_plugin.audio import at_rate
 from apnet2_tts_plugin.errors import PairingError
 from apnet2_tts_plugin.network.spectra import MEL_FLOOR, LogMel, mel_basis
 from apnet2_tts_plugin.pairing.plan import (
@@ -202,12 +202,12 @@ def change_frame_rate(log_mel: np.ndarray, ratio: float) -> np.ndarray:
 
 
 def analyse(waveform: Tensor, sample_rate: int, audio) -> Tensor:
-    """A waveform (B, N) at `sample_rate` to the vocoder's log-mel (B, n_mels, T), T = N' // hop + 1.
+    """A waveform (B, N) at `sample_rate`, on the CPU, to the vocoder's log-mel (B, n_mels, T), T = N' // hop + 1.
 
     It is resampled to N' samples where the rates differ, and padded with silence where it is too short to analyse.
     """
-    if sample_rate != audio.sample_rate:
-        waveform = torchaudio.functional.resample(waveform, sample_rate, audio.sample_rate)
+    resampled = [at_rate(item, sample_rate, audio.sample_rate) for item in waveform.numpy()]
+    waveform = torch.from_numpy(np.stack(resampled))
     shortest = audio.fft_size // 2 + 1  # what the reflection at the edges takes
     waveform = F.pad(waveform, (0, max(0, shortest - waveform.shape[1])))
     return LogMel.from_audio_config(audio)(waveform)

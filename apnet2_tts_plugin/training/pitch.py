@@ -1,20 +1,21 @@
 """The pitch of recordings, to train on: found once by WORLD's Harvest, kept in files, and read where a segment lies."""
 
-import importlib.util
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from apnet2_tts_plugin.audio import read_audio
 from apnet2_tts_plugin.config import Apnet2Config
-from apnet2_tts_plugin.errors import MissingPackageError
+from apnet2_tts_plugin.metrics.inputs import optional_package
 from apnet2_tts_plugin.training.corpus import AudioFile
 from apnet2_tts_plugin.training.features import feature_file, open_features, skip_unusable, write_features
+from apnet2_tts_plugin.training.source import note_source
 
 PERIOD = 0.005  # seconds between the frequencies in a file
 ANALYSIS_RATE = 16000  # Hz, enough for pitch
@@ -30,10 +31,10 @@ def write_pitch(config: Apnet2Config, files: list[AudioFile], n_processes: int =
 
     Raises:
         MissingPackageError: if pyworld is not installed.
+        DataError: if the folder has pitch of another `data_path`, or of another range.
         OSError: if a file cannot be written.
     """
-    if importlib.util.find_spec("pyworld") is None:
-        raise MissingPackageError("pyworld is not installed: pip install apnet2-tts-plugin[eval]")
+    optional_package("pyworld")
 
     def compute(paths: list[Path]) -> Iterator[tuple[Path, np.ndarray]]:
         arguments = paths, repeat(config.f0_min), repeat(config.f0_max)
@@ -42,13 +43,21 @@ def write_pitch(config: Apnet2Config, files: list[AudioFile], n_processes: int =
                 if f0 is not None:
                     yield path, f0
 
-    write_features([file.path for file in files], Path(config.data_path), pitch_folder(config), compute)
+    folder = pitch_folder(config)
+    note_source(folder, pitch_source(config), "pitch", takes_unknown=True)  # older versions wrote no note
+    write_features([file.path for file in files], Path(config.data_path), folder, compute)
 
 
 def with_pitch(config: Apnet2Config, files: list[AudioFile]) -> list[AudioFile]:
     """The files whose pitch `write_pitch` has written, each with it."""
     found = [replace(file, f0=feature_file(file.path, config.data_path, pitch_folder(config))) for file in files]
     return [file for file in found if file.f0.is_file()]
+
+
+def pitch_source(config: Apnet2Config) -> dict[str, Any]:
+    """What the pitch depends on; see `source.note_source`."""
+    data_path = str(Path(config.data_path).resolve())
+    return {"data_path": data_path, "f0_min": config.f0_min, "f0_max": config.f0_max}
 
 
 def pitch_folder(config: Apnet2Config) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from apnet2_tts_plugin.config import Apnet2Config
+from apnet2_tts_plugin.config import PATHS, Apnet2Config
 from apnet2_tts_plugin.errors import CheckpointError, one_line
 from apnet2_tts_plugin.files import fill_folder, read_json, write_atomically
 from apnet2_tts_plugin.network.discriminators import multi_period, multi_resolution
@@ -46,7 +46,7 @@ def export(checkpoint_path: str | os.PathLike[Any], out: str | os.PathLike[Any],
     if not isinstance(settings, dict) or settings.get("model") != "apnet2":
         raise CheckpointError(f"{checkpoint_path}: no configuration of APNet2 in it, expected a Trainer checkpoint")
     config = Apnet2Config().deserialize(settings)
-    for name in ("output_path", "data_path", "feature_path", "f0_path"):
+    for name in PATHS:
         config[name] = getattr(Apnet2Config, name)
     generator = Generator(config)
     load_strictly(generator, generator_state(content, checkpoint_path), checkpoint_path)

@@ -27,7 +27,7 @@ BUNDLED = Path(__file__).parents[1] / "bundled"
 ACOUSTIC_MODEL = "tts_models/en/heart/fast_pitch"  # in `bundled/fast_pitch`
 ACOUSTIC_WEIGHTS = "model.pth"  # coqui-tts reads no safetensors
 
-DEFAULTS = {"latent_channels": 192, "speaker_channels": 0, "audio": {}}  # of `config`
+DEFAULTS = {"input_features": "mel", "latent_channels": 192, "speaker_channels": 0, "audio": {}}  # of `config`
 DEFAULT_AUDIO = {"sample_rate": 22050, "num_mels": 80}
 SHORTHANDS = {"xtts"}  # names that coqui-tts takes for a model of another name
 
@@ -82,7 +82,7 @@ def model_table() -> Iterator[str]:
 
 def _input_and_rate(path: Path) -> str:
     settings = {**DEFAULTS, **_settings(path)}
-    kind = settings.get("input_features", settings.get("input", "mel"))  # "input" in files of old
+    kind = settings["input_features"]
     try:
         audio = {**DEFAULT_AUDIO, **settings["audio"]}
         n_inputs = audio["num_mels"] if kind == "mel" else settings["latent_channels"] + settings["speaker_channels"]

@@ -173,9 +173,7 @@ def make_sentences(wordnet: Path, examples: int, repeats: int, single: int) -> t
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     parser = argparse.ArgumentParser(description="Write the sentences that the voice of the acoustic model reads.")
-    parser.add_argument(
-        "--wordnet", type=Path, default=Path("/usr/share/wordnet"), help="folder (default: %(default)s)"
-    )
+    parser.add_argument("--wordnet", type=Path, default=WORDNET, help="folder (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=HERE / "heart_corpus", help="folder (default: %(default)s)")
     parser.add_argument("--examples", type=int, default=3200, help="examples of WordNet (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=10, help="fillings of a template (default: %(default)s)")

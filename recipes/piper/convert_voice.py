@@ -135,13 +135,15 @@ def model_args(voice: Voice, settings: dict[str, Any]) -> VitsArgs:
         VoiceError: if it is no VITS of one speaker with a stochastic duration predictor.
     """
     weights, layers, inference = voice.weights, voice.layers, settings.get("inference", {})
+    n_ups = _count(layers, "dec.ups.{}")
+    if not n_ups:
+        raise VoiceError("no VITS as Piper exports it: its decoder has no upsampling layers")
     try:
         _, hidden_channels = weights[EMBEDDING].shape
         feed_forward = weights["enc_p.encoder.ffn_layers.0.conv_1.weight"]
         relative = weights["enc_p.encoder.attn_layers.0.emb_rel_k"]
         flow = weights["flow.flows.0.enc.in_layers.0.weight"]
         weights["dp.flows.0.logs"]
-        n_ups = _count(layers, "dec.ups.{}")
         n_kernels = _count(layers, "dec.resblocks.{}.convs.0") // n_ups
         kind = "2"
         if not n_kernels:
@@ -170,8 +172,10 @@ def model_args(voice: Voice, settings: dict[str, Any]) -> VitsArgs:
             length_scale=inference.get("length_scale", 1.0),
             init_discriminator=False,
         )
-    except (KeyError, ZeroDivisionError, ValueError) as error:
+    except KeyError as error:
         raise VoiceError(f"no VITS as Piper exports it: {one_line(error)} is missing") from error
+    except (ZeroDivisionError, ValueError) as error:
+        raise VoiceError(f"no VITS as Piper exports it: its weights have other shapes ({one_line(error)})") from error
 
 
 def _count(layers: dict[str, Layer], pattern: str) -> int:

@@ -23,7 +23,9 @@ class Args(recipe.RecipeArgs):
         default=40_960, metadata={"help": "Samples of a segment, a multiple of 256. Defaults to 40960."}
     )
     eval_split_size: int = field(default=80, metadata={"help": "Recordings held out: 20 sentences in 4 voices."})
-    steps: int = field(default=12_000, metadata={"help": "Training steps. Defaults to 12000."})
+    steps: int = field(
+        default=12_000, metadata={"help": "Training steps, rounded up to whole epochs. Defaults to 12000."}
+    )
     lr: float = field(default=1e-3, metadata={"help": "Learning rate at the start. Defaults to 0.001."})
     num_loader_workers: int = field(default=0, metadata={"help": "Processes that read audio. Defaults to 0."})
 
@@ -36,10 +38,13 @@ def parse_args(argv: list[str] | None = None) -> Args:
 
 def make_config(args: Args) -> Apnet2Config:
     """The configuration of a new run."""
-    settings = recipe.run_settings(args, len(find_audio(args.data_path)))
+    n_files = len(find_audio(args.data_path))
+    settings = recipe.run_settings(args, n_files)
     settings |= dict(num_eval_loader_workers=0, print_step=50, plot_step=50, log_model_step=1000, save_step=500)
     # down to a twentieth of the learning rate at the end
-    settings |= dict(lr_scheduler_gen_params={"gamma": 0.05 ** (1 / args.steps)}, save_n_checkpoints=2)
+    settings |= dict(
+        lr_scheduler_gen_params={"gamma": 0.05 ** (1 / recipe.n_steps(args, n_files))}, save_n_checkpoints=2
+    )
 
     # Most of the phase is noise to so small a model, and its losses are noise to the rest: ask instead for amplitudes
     # that the inverse STFT leaves as they are, which the discriminators would do otherwise.

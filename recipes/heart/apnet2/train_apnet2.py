@@ -26,6 +26,8 @@ from apnet2_tts_plugin.audio import find_audio
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.finetuning.recipe import inherited, vocoder_config
 from apnet2_tts_plugin.loader import load_model
+from apnet2_tts_plugin.training.features import write_array
+from apnet2_tts_plugin.training.source import note_source, weights_digest
 from apnet2_tts_plugin.weights import store
 
 HERE = Path(__file__).parent
@@ -52,7 +54,7 @@ class Args(recipe.RecipeArgs):
     eval_split_size: int = field(
         default=10, metadata={"help": "Recordings held out, the last by name. Defaults to 10."}
     )
-    steps: int = field(default=3000, metadata={"help": "Training steps. Defaults to 3000."})
+    steps: int = field(default=3000, metadata={"help": "Training steps, rounded up to whole epochs. Defaults to 3000."})
     lr: float = field(default=2e-4, metadata={"help": "Learning rate at the start. Defaults to 0.0002."})
     num_loader_workers: int = field(default=0, metadata={"help": "Processes that read audio. Defaults to 0."})
 
@@ -81,11 +83,17 @@ def predict(model: BaseTTS, text: str, durations: list[int], pitch: np.ndarray) 
 
 
 def make_pairs(corpus: Path, tts_path: Path, count: int, restore_path: str) -> Path:
-    """Write `wavs` and `mels` to learn from, unless they are there, and return their folder."""
+    """Write `wavs` and `mels` to learn from, unless they are there, and return their folder.
+
+    Raises:
+        DataError: if there are mels of another acoustic model, or of another analysis than the vocoder's.
+    """
     out = corpus / PAIRS
     for name in ("wavs", "mels"):
         (out / name).mkdir(parents=True, exist_ok=True)
     model, vocoder = load_acoustic_model(tts_path), load_model(restore_path)
+    source = {"acoustic_model": weights_digest(model), "audio": vocoder.config.audio.to_dict()}
+    note_source(out / "mels", source, "mels")
     rows = [line.split("|")[:2] for line in (corpus / "metadata.csv").read_text(encoding="utf-8").splitlines()][:count]
     durations = json.loads((corpus / "durations.json").read_text(encoding="utf-8"))
     statistics = np.load(corpus / "pitch" / "pitch_stats.npy", allow_pickle=True).item()
@@ -101,7 +109,7 @@ def make_pairs(corpus: Path, tts_path: Path, count: int, restore_path: str) -> P
             wav = out / "wavs" / f"{pair}.wav"
             if not wav.exists():
                 os.link(corpus / "wavs" / f"{name}.wav", wav)
-            np.save(out / "mels" / f"{pair}.npy", mel.astype(np.float32))
+            write_array(out / "mels" / f"{pair}.npy", mel)
     return out
 
 
@@ -118,14 +126,13 @@ def make_config(args: Args) -> Apnet2Config:
     source = vocoder_config(args.restore_path)
     pairs = make_pairs(Path(args.data_path), Path(args.tts_path), args.files, args.restore_path)
     args.data_path = str(pairs / "wavs")
-    settings = inherited(source) | recipe.run_settings(args, len(find_audio(args.data_path)))
+    n_files = len(find_audio(args.data_path))
+    settings = inherited(source) | recipe.run_settings(args, n_files) | recipe.cosine_schedule(args, n_files)
     return Apnet2Config(
         run_name="apnet2_heart",
         dataset="en/heart",
         feature_path=str(pairs / "mels"),
         steps_to_start_discriminator=source.steps_to_start_discriminator,
-        lr_scheduler_gen="CosineAnnealingLR",  # down to nothing at the end
-        lr_scheduler_gen_params={"T_max": args.steps},
         **settings | dict(num_eval_loader_workers=0, save_step=500, save_n_checkpoints=2, eval_metrics=[]),
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from apnet2_tts_plugin import recipe
 from apnet2_tts_plugin.audio import find_audio
-from apnet2_tts_plugin.config import Apnet2Config
+from apnet2_tts_plugin.config import PRESETS, Apnet2Config
 
 HERE = Path(__file__).parent
 
@@ -23,7 +23,11 @@ class Args(recipe.RecipeArgs):
         metadata={"help": "Sizes: base, freev, pitch or tiny, see Apnet2Config.preset. Defaults to base."},
     )
     phase_start: str = field(
-        default="", metadata={"help": "'pitch' lets the phase start from it, at any size. Defaults to the preset's."}
+        default="",
+        metadata={
+            "help": "'pitch' lets the phase start from it, at any size, with the preset's consistency iterations or 2; "
+            "'none' starts from nothing. Defaults to the preset's."
+        },
     )
 
 
@@ -36,7 +40,9 @@ def make_config(args: Args) -> Apnet2Config:
     """The configuration of a new run: all that neither is set here nor by the preset is the official setting."""
     settings = recipe.run_settings(args, len(find_audio(args.data_path)))
     if args.phase_start:
-        settings |= dict(phase_start=args.phase_start, consistency_iterations=2)
+        settings["phase_start"] = args.phase_start
+    if args.phase_start == "pitch" and PRESETS.get(args.preset, {}).get("phase_start") != "pitch":
+        settings["consistency_iterations"] = 2
     return Apnet2Config.preset(
         args.preset,
         run_name="apnet2_ljspeech",

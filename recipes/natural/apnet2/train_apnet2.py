@@ -28,7 +28,9 @@ class Args(recipe.RecipeArgs):
     preset: str = field(
         default="pitch", metadata={"help": "'pitch' or 'tiny', see Apnet2Config.preset. Defaults to pitch."}
     )
-    steps: int = field(default=14_000, metadata={"help": "Training steps. Defaults to 14000."})
+    steps: int = field(
+        default=14_000, metadata={"help": "Training steps, rounded up to whole epochs. Defaults to 14000."}
+    )
     lr: float = field(default=1e-3, metadata={"help": "Learning rate at the start. Defaults to 0.001."})
     num_loader_workers: int = field(default=0, metadata={"help": "Processes that read audio. Defaults to 0."})
 
@@ -41,11 +43,10 @@ def parse_args(argv: list[str] | None = None) -> Args:
 
 def make_config(args: Args) -> Apnet2Config:
     """The configuration of a new run."""
-    settings = recipe.run_settings(args, len(find_audio(args.data_path)))
+    n_files = len(find_audio(args.data_path))
+    settings = recipe.run_settings(args, n_files) | recipe.cosine_schedule(args, n_files)
     settings |= dict(num_eval_loader_workers=0, print_step=100, plot_step=500, log_model_step=1000, save_step=500)
     settings |= dict(eval_metrics=[], save_n_checkpoints=2)  # an epoch takes half a minute, speech metrics as long
-    # down to nothing at the end
-    schedule = {"lr_scheduler_gen": "CosineAnnealingLR", "lr_scheduler_gen_params": {"T_max": args.steps}}
 
     # what the mel does not show of the phase is noise to its losses
     phase_terms = {"instantaneous_phase": 3.0, "group_delay": 5.0, "phase_time_difference": 5.0}
@@ -58,7 +59,7 @@ def make_config(args: Args) -> Apnet2Config:
         loss_weights=LOSS_WEIGHTS | phase_terms | other_terms,
         # no discriminators: they would take most of the time
         steps_to_start_discriminator=10**9,
-        **settings | schedule,
+        **settings,
     )
 
 

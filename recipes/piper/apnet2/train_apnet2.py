@@ -33,7 +33,7 @@ class Args(recipe.RecipeArgs):
         default=8, metadata={"help": "Segments of each sentence between two evaluations. Defaults to 8."}
     )
     eval_split_size: int = field(default=30, metadata={"help": "Sentences held out, the last ones. Defaults to 30."})
-    steps: int = field(default=2500, metadata={"help": "Training steps. Defaults to 2500."})
+    steps: int = field(default=2500, metadata={"help": "Training steps, rounded up to whole epochs. Defaults to 2500."})
     restore_path: str = field(
         default="apnet2-tiny",
         metadata={"help": "Vocoder of mels to take the amplitude's predictor from. Defaults to apnet2-tiny."},
@@ -55,11 +55,10 @@ def make_config(args: Args) -> Apnet2Config:
     speech.write_speech(vits, speech.read_sentences(args.text_path), args.speech_path)
     wavs, latents = speech.folders(args.speech_path)
     args.data_path = str(wavs)
-    settings = recipe.run_settings(args, len(find_audio(args.data_path)))
+    n_files = len(find_audio(args.data_path))
+    settings = recipe.run_settings(args, n_files) | recipe.cosine_schedule(args, n_files)
     settings |= dict(num_eval_loader_workers=0, print_step=100, plot_step=500, log_model_step=1000, save_step=500)
     settings |= dict(eval_metrics=[], save_n_checkpoints=2)  # an epoch takes a minute, speech metrics as long
-    # down to nothing at the end
-    schedule = {"lr_scheduler_gen": "CosineAnnealingLR", "lr_scheduler_gen_params": {"T_max": args.steps}}
     audio = vits.config.audio
     return Apnet2Config(
         mel=PredictorConfig(128, 256, 3, input_kernel_size=5, output_kernel_size=1, response_norm="none"),
@@ -83,7 +82,7 @@ def make_config(args: Args) -> Apnet2Config:
         loss_weights=dict.fromkeys(LOSS_WEIGHTS, 0.0) | {"latent_mel": 1.0, "phasor": 1.0},
         target_loss="loss_phasor",
         steps_to_start_discriminator=10**9,
-        **settings | schedule,
+        **settings,
     )
 
 

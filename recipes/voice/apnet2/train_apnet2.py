@@ -26,7 +26,7 @@ class Args(recipe.RecipeArgs):
         default=20, metadata={"help": "Segments of each recording between two evaluations. Defaults to 20."}
     )
     eval_split_size: int = field(default=5, metadata={"help": "Recordings held out, the last by name. Defaults to 5."})
-    steps: int = field(default=5000, metadata={"help": "Training steps. Defaults to 5000."})
+    steps: int = field(default=5000, metadata={"help": "Training steps, rounded up to whole epochs. Defaults to 5000."})
     lr: float = field(default=1e-4, metadata={"help": "Learning rate at the start. Defaults to 0.0001."})
     num_loader_workers: int = field(default=0, metadata={"help": "Processes that read audio. Defaults to 0."})
 
@@ -40,13 +40,12 @@ def parse_args(argv: list[str] | None = None) -> Args:
 def make_config(args: Args) -> Apnet2Config:
     """The configuration of a new run: that of the model it starts from, but for how it is trained."""
     source = vocoder_config(args.restore_path)
-    settings = inherited(source) | recipe.run_settings(args, len(find_audio(args.data_path)))
+    n_files = len(find_audio(args.data_path))
+    settings = inherited(source) | recipe.run_settings(args, n_files) | recipe.cosine_schedule(args, n_files)
     return Apnet2Config(
         run_name="apnet2_voice",
         # one that was trained without discriminators goes on without
         steps_to_start_discriminator=source.steps_to_start_discriminator,
-        lr_scheduler_gen="CosineAnnealingLR",  # down to nothing at the end
-        lr_scheduler_gen_params={"T_max": args.steps},
         **settings | dict(num_eval_loader_workers=0, save_step=500, save_n_checkpoints=2),
     )
 
