@@ -23,15 +23,11 @@ from tqdm import tqdm
 from apnet2_tts_plugin.files import write_text
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from corpora import CorpusError, read_sentences  # noqa: E402
+
 DEFAULT_VOICES = {"flite": ["slt", "rms", "awb", "kal16"], "espeak-ng": ["en-us"]}
-
-
-class CorpusError(Exception):
-    """A problem that the user can solve, in one line; `code` is the exit status it asks for."""
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(" ".join(message.split()))
-        self.code = code
 
 
 def run_engine(command: list[str]) -> str:
@@ -54,21 +50,6 @@ def check_engine(engine: str, voices: list[str]) -> None:
         if voice not in known:
             some = " ".join(known) if len(known) < 20 else f"see {engine} --voices"
             raise CorpusError(f"{engine} has no voice {voice!r} (voices: {some})", code=2)
-
-
-def read_sentences(path: Path) -> dict[int, str]:
-    """Read one sentence per line and return them by line number, leaving out blank lines."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"cannot read the sentences: {error}") from None
-    sentences = {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
-    if not sentences:
-        raise CorpusError(f"no sentences in {path}")
-    for number, text in sentences.items():
-        if "|" in text:
-            raise CorpusError(f"{path}, line {number}: a sentence may not contain '|', which separates the metadata")
-    return sentences
 
 
 def make_file(engine: str, voice: str, text: str, target: Path, sample_rate: int) -> float:

@@ -26,6 +26,8 @@ from speechmos import dnsmos
 from tqdm import tqdm
 from words import SAMPLE_RATE, Slips, decode, split
 
+from apnet2_tts_plugin.files import write_text
+
 
 def read(path: Path) -> NDArray:
     """Return a mono file at 16 kHz, of shape (samples,)."""
@@ -103,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         teacher = measure(args.references, texts) | sensitivity(args.references, texts)
         if args.teacher:
-            write(args.teacher, teacher)
+            write_text(args.teacher, json.dumps(teacher, indent=1))
     if teacher["heard"].keys() != texts.keys():
         print(f"error: {args.teacher}: figures of other texts than those of {args.texts}", file=sys.stderr)
         return 1
@@ -119,15 +121,8 @@ def main(argv: list[str] | None = None) -> int:
     within = np.mean(np.abs(np.array(ratios) - 1) <= 0.2)
     print(f"durations: {np.mean(ratios):.3f} of the teacher's on average, {100 * within:.0f} % within 20 %")
     if args.json:
-        write(args.json, results)
+        write_text(args.json, json.dumps(results, indent=1))
     return 0
-
-
-def write(path: Path, figures: dict) -> None:
-    """Write figures as JSON, all or nothing."""
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

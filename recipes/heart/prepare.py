@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import base64
+import io
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +24,9 @@ import soundfile
 from align import Aligner, character_boundaries, join_marks, stressed
 from numpy.typing import NDArray
 from tqdm import tqdm
+
+from apnet2_tts_plugin.files import write_atomically, write_text
+from apnet2_tts_plugin.training.features import write_array
 
 HERE = Path(__file__).resolve().parent
 SAMPLE_RATE = 22050
@@ -84,19 +87,16 @@ def pitch(audio: NDArray, frames: int) -> NDArray:
     return pyworld.stonemask(audio, f0, times, SAMPLE_RATE)[:frames]
 
 
-def save(path: Path, array: NDArray) -> None:
-    """Write an array that appears only once it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        np.save(file, array)
-    os.replace(temporary, path)
-
-
-def write(path: Path, lines: Sequence[str]) -> None:
+def write_lines(path: Path, lines: Sequence[str]) -> None:
     """Write a text file that appears only once it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def as_npy(array: NDArray) -> bytes:
+    """Return what a `.npy` file of an array, of objects too, has in it."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 def pronunciations(lines: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -131,7 +131,7 @@ def prepare_file(corpus: Path, name: str, take: Take, aligner: Aligner) -> NDArr
     boundaries = character_boundaries(take.text, aligner.align(take.text, take.symbols), take.times)
     pitch_file = corpus / "pitch" / pitch_name(name)
     if not pitch_file.exists():
-        save(pitch_file, pitch(audio, frames).astype(np.float32))
+        write_array(pitch_file, pitch(audio, frames))
     return token_durations(boundaries, take.lead, frames)
 
 
@@ -162,13 +162,13 @@ def prepare(corpus: Path) -> list[str]:
     tracks = np.concatenate([np.load(corpus / "pitch" / pitch_name(name)) for name in takes])
     voiced = tracks[tracks > 0]
     statistics = np.array({"mean": voiced.mean(), "std": voiced.std()}, dtype=object)
-    save(corpus / "pitch" / "pitch_stats.npy", statistics)
+    write_atomically(corpus / "pitch" / "pitch_stats.npy", lambda file: file.write_bytes(as_npy(statistics)))
     for file, held_out in (("metadata.csv", False), ("held_out.csv", True)):
         names = [name for name in takes if name.startswith("held_") == held_out]
-        write(corpus / file, [f"{name}|{takes[name].text}|{takes[name].text}" for name in names])
-    write(corpus / "durations.json", [json.dumps(durations)])
+        write_lines(corpus / file, [f"{name}|{takes[name].text}|{takes[name].text}" for name in names])
+    write_lines(corpus / "durations.json", [json.dumps(durations)])
     said = pronunciations((corpus / "phonemes.tsv").read_text(encoding="utf-8").splitlines())
-    write(corpus / "pronunciations.jsonl", [json.dumps(row, ensure_ascii=False) for row in said])
+    write_lines(corpus / "pronunciations.jsonl", [json.dumps(row, ensure_ascii=False) for row in said])
     return list(takes)
 
 

@@ -29,9 +29,13 @@ import numpy as np
 import soundfile
 from augment import Variation
 from tqdm import tqdm
-from voices import STYLES, CorpusError, Voice, load_voices
+from voices import STYLES, Voice, load_voices
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from corpora import CorpusError, read_sentences  # noqa: E402
+
 SAMPLE_RATE = 22050
 HELD_OUT = 20
 DEFAULT_VOICES = """
@@ -69,21 +73,6 @@ def plan_takes(sentences: dict[int, str], voices: list[str], seed: int) -> Itera
             voice = voices[turn % len(voices)]
             name = f"{number:04d}_{round_number}_{voice}"
             yield Take(name, voice, sentences[number], (seed, round_number, number))
-
-
-def read_sentences(path: Path) -> dict[int, str]:
-    """Read one sentence per line and return them by line number, leaving out blank lines."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"cannot read the sentences: {error}") from None
-    sentences = {number: line.strip() for number, line in enumerate(lines, start=1) if line.strip()}
-    if not sentences:
-        raise CorpusError(f"no sentences in {path}")
-    for number, text in sentences.items():
-        if "|" in text:
-            raise CorpusError(f"{path}, line {number}: a sentence may not contain '|', which separates the metadata")
-    return sentences
 
 
 def make_file(take: Take, voice: Voice, target: Path) -> float:

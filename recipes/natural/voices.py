@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 import tarfile
 import threading
 from collections.abc import Callable
@@ -18,6 +19,10 @@ from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from corpora import CorpusError  # noqa: E402
 
 STYLES = Path("kokoro-js-1.2.1.tgz")
 STYLE_SIZE = 256
@@ -30,15 +35,6 @@ NARROW_VOICES = {
     **dict.fromkeys(["ef_dora", "em_alex", "em_santa", "im_nicola", "pf_dora", "pm_alex", "pm_santa"], 10100.0),
 }
 JOE_BANDWIDTH = 8700.0
-
-
-class CorpusError(Exception):
-    """A problem that the user can solve; its text is one line."""
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        """Join the lines of the message; ``code`` is the exit status it asks for."""
-        super().__init__(" ".join(message.split()))
-        self.code = code
 
 
 @dataclass(frozen=True)
