@@ -21,8 +21,7 @@ Vocode files with a model. Each IN is one of:
   an .npy or .pt file   a natural-log mel (bands, frames) or (1, bands, frames)
                         with the model's analysis settings, its frames centred
                         at multiples of the hop (see --framing for others); with
-                        --tts, a mel as that acoustic model has it. Numbers that
-                        no such mel has are refused, and rare ones are named
+                        --tts, a mel as that acoustic model has it
   a folder              all such files in it and its sub-folders, which OUT
                         mirrors
   -                     standard input: any of these files; .npy files in a row
@@ -53,7 +52,9 @@ examples:
 MEL = """\
 Write the natural-log mels of recordings, as a model analyses them, to .npy
 files of shape (bands, frames) in float32: what `apnet2 vocode` makes of such a
-file is what it makes of the recording. IN and OUT are as for `apnet2 vocode`.
+file is what it makes of the recording, but that it refuses mels that could be
+in log10 or normalised, as those of steady noise at full scale. IN and OUT are as
+for `apnet2 vocode`.
 """
 
 MEL_EXAMPLES = """\

@@ -87,19 +87,26 @@ class MelStream:
             if of_unknown_scale is not None and model.config.input_features == "mel":
                 of_unknown_scale.append(frames)
                 if n_frames >= ENOUGH:
-                    check_scale(torch.cat(of_unknown_scale, dim=2), SOURCE)
+                    _check_scale(of_unknown_scale)
                     of_unknown_scale = None
             yield from frames.to(model.device).split(MOST, dim=2)
         if n_frames < 2:
             raise DataError(f"{SOURCE}: has {n_frames} frames, expected at least 2")
         if of_unknown_scale:
-            check_scale(torch.cat(of_unknown_scale, dim=2), SOURCE)
+            _check_scale(of_unknown_scale)
 
     def _read_array(self, start: bytes) -> Tensor:
         try:
             return torch.from_numpy(np.lib.format.read_array(_Joined(start, self.stream), allow_pickle=False))
         except Exception as error:  # damaged files make it raise almost anything
             raise DataError(f"{SOURCE}: not a readable .npy file, or it holds more than numbers") from error
+
+
+def _check_scale(frames: list[Tensor]) -> None:
+    try:
+        check_scale(torch.cat(frames, dim=2))
+    except DataError as error:
+        raise DataError(f"{SOURCE}: {error}") from error
 
 
 class _Joined:

@@ -272,13 +272,13 @@ def pairing_for_mels(tts_config, ap, vocoder_config) -> Pairing:
 def _features(model: Apnet2, source: Source, suffix: str, pairing: Pairing | None) -> Tensor:
     """What the model is given of a file with a mel or latent."""
     features = _read_features(source, suffix, pairing.n_channels if pairing else model.config.n_inputs)
-    if pairing:
-        try:
+    try:
+        if pairing:
             features = pairing.vocoder_input(features[0].T)
-        except PairingError as error:
-            raise DataError(f"{source}: {error}") from error
-    if model.config.input_features == "mel":
-        check_scale(features, source)
+        if model.config.input_features == "mel":
+            check_scale(features)
+    except (DataError, PairingError) as error:
+        raise DataError(f"{source}: {error}") from error
     return features
 
 

@@ -208,6 +208,7 @@ BAD_INPUTS = {
     "one frame": (lambda: an_npy(random_mel()[:, :1]), r"in\.npy: has 1 frames, expected at least 2"),
     "NaN": (lambda: an_npy(np.full((80, 9), np.nan, np.float32)), r"in\.npy: has NaN or infinite values"),
     "transposed": (lambda: an_npy(random_mel().T), r"shape \(20, 80\), expected .*; it is transposed"),
+    "log10": (lambda: an_npy(natural_mel() / np.log(10)), "in.npy: has numbers from -5.0 to .*in log10"),
     "dB": (lambda: an_npy(natural_mel() * 20 / np.log(10)), "in.npy: has numbers from -100.0 to .*in dB"),
     "no logarithm": (lambda: an_npy(np.exp(natural_mel())), "in.npy: .*no logarithm"),
     "integers": (lambda: an_npy(np.zeros((80, 9), np.int64)), r"in\.npy: has numbers of type torch\.int64"),
@@ -223,13 +224,6 @@ def test_bad_input(case, model, apnet2, workplace):
     assert (status, out) == (1, "")
     assert re.search(reason, one_line(err))
     assert files(workplace) == before and not Path("out").exists()
-
-
-def test_a_mel_that_may_be_in_log10_is_vocoded_with_a_warning(model, apnet2):
-    status, out, err = apnet2("vocode", an_npy(natural_mel() / np.log(10)), "out.wav")
-    warning, summary = err.splitlines(keepends=True)
-    assert re.match(r"apnet2: in\.npy: has numbers from -5\.0 to .*: it may be in log10", warning)
-    assert is_done((status, out, summary)) and Path("out.wav").is_file()
 
 
 def test_answer_that_is_not_finite(apnet2, tmp_path, workplace):

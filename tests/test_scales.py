@@ -35,10 +35,13 @@ def standardised(mel):
 
 
 OTHERS = {
+    "log10": (lambda mel: mel / np.log(10), "log10"),
     "dB": (lambda mel: DB * mel, "in dB; divide by 8.686"),
     "dB below the peak": (lambda mel: (DB * (mel - mel.max())).clamp(min=-80), "in dB"),
+    "normalised": (normalised, "normalised"),
     "normalised from 0 to 1": (lambda mel: (normalised(mel) + 4) / 8, "normalised"),
     "normalised from -1 to 1": (lambda mel: normalised(mel) / 4, "normalised"),
+    "standardised": (standardised, "normalised"),
     "magnitude": (torch.exp, "no logarithm"),
     "integers": (lambda mel: mel + np.log(32768), "integer scale"),
 }
@@ -48,72 +51,33 @@ OTHERS = {
 def test_other_scales_are_named(case, speech):
     convert, likely = OTHERS[case]
     for mel in (speech, speech[:, :100], speech[:, 300:400]):
-        with pytest.raises(DataError, match=rf"a\.npy: has numbers from .* expected a natural-log mel, .*{likely}"):
-            check_scale(convert(mel), "a.npy")
-
-
-DOUBTFUL = {"log10": lambda mel: mel / np.log(10), "normalised": normalised, "standardised": standardised}
-
-
-@pytest.mark.parametrize("case", DOUBTFUL)
-def test_scales_that_may_be_natural_logs_are_in_the_log(case, speech, caplog):
-    for mel in (speech, speech[:, :100], speech[:, 300:400]):
-        caplog.clear()
-        check_scale(DOUBTFUL[case](mel), "a.npy")
-        (message,) = caplog.messages
-        assert message.startswith("a.npy: has numbers from -") and "may be in log10 (multiply by 2.3026), or" in message
-
-
-def coloured(slope: float) -> np.ndarray:
-    """Noise from 20 Hz on whose level falls by `slope` dB in an octave, up to nine tenths of full scale."""
-    n_samples = 4 * 22050
-    frequency = np.fft.rfftfreq(n_samples, 1 / 22050)
-    spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(n_samples))
-    spectrum *= np.maximum(frequency, 20) ** (-slope / DB / np.log(2)) * (frequency >= 20)
-    noise = np.fft.irfft(spectrum, n_samples)
-    return 0.9 * noise / np.abs(noise).max()
-
-
-SOUNDS = {
-    "pink noise": coloured(3.01),
-    "4.5 dB per octave": coloured(4.5),
-    "brown noise": coloured(6.02),
-    "a sawtooth": 0.9 * (2 * (110 * np.arange(4 * 22050) / 22050 % 1) - 1),
-}
-
-
-@pytest.mark.parametrize("sound", SOUNDS)
-def test_natural_logs_of_loud_sounds_without_quiet_parts_are_taken(sound, log_mel):
-    check_scale(log_mel(SOUNDS[sound].astype(np.float32)), "a.npy")
+        with pytest.raises(DataError, match=rf"expected a natural-log mel, .*{likely}"):
+            check_scale(convert(mel))
 
 
 @pytest.mark.parametrize("gain", [0.001, 0.1, 1.0, 4.0])
-def test_natural_logs_pass_at_any_level(gain, log_mel, speech, caplog):
-    check_scale(speech + np.log(gain), "a.npy")
-    check_scale(log_mel(gain * torch.from_numpy(golden_waveform(22050, seed=0))), "a.npy")
-    check_scale(torch.zeros(80, 9) + np.log(1e-5), "a.npy")
-    assert not caplog.records
+def test_natural_logs_pass_at_any_level(gain, log_mel, speech):
+    check_scale(speech + np.log(gain))
+    check_scale(log_mel(gain * torch.from_numpy(golden_waveform(22050, seed=0))))
+    check_scale(torch.zeros(80, 9) + np.log(1e-5))
 
 
 @pytest.mark.parametrize("n_samples", [512, 22050])
 @pytest.mark.parametrize("level", [0.001, 0.03, 0.1, 0.3, 0.577])
-def test_natural_logs_of_noise_pass(level, n_samples, log_mel, caplog):
+def test_natural_logs_of_noise_pass(level, n_samples, log_mel):
     """Noise has no quiet parts; at 0.577 it fills the whole scale."""
     noise = np.random.default_rng(0).uniform(-1, 1, max(n_samples, 513)) * level / 0.577
-    check_scale(log_mel(noise.astype(np.float32)), "a.npy")
-    assert not caplog.records
+    check_scale(log_mel(noise.astype(np.float32)))
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.1, 0.3, 1.0, 3.0])
-def test_natural_logs_of_noisy_speech_pass(ratio, log_mel, caplog):
+def test_natural_logs_of_noisy_speech_pass(ratio, log_mel):
     waveform = audio.read_recording(SAMPLE)[0]
     noise = ratio * waveform.std() * np.random.default_rng(0).standard_normal(len(waveform))
-    check_scale(log_mel((waveform + noise).astype(np.float32)), "a.npy")
-    check_scale(log_mel((waveform + noise).astype(np.float32) * 0.3), "a.npy")
-    assert not caplog.records
+    check_scale(log_mel((waveform + noise).astype(np.float32)))
+    check_scale(log_mel((waveform + noise).astype(np.float32) * 0.3))
 
 
-def test_each_frame_of_speech_passes(speech, caplog):
+def test_each_frame_of_speech_passes(speech):
     for i in range(0, speech.shape[1] - 2, 2):
-        check_scale(speech[:, i : i + 2], "a.npy")
-    assert not caplog.records
+        check_scale(speech[:, i : i + 2])
