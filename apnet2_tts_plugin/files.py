@@ -25,9 +25,12 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     # Whatever a killed process leaves must not look like a checkpoint: the Trainer's `*.pth` matches hidden files too.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     # with the rights that the umask leaves, which `tempfile` does not give, and threads cannot ask for
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    rights = os.fstat(handle).st_mode
+    os.close(handle)
     try:
         write(temporary)
+        temporary.chmod(rights)  # safetensors puts a file of its own there
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -155,6 +155,19 @@ def test_an_atomic_write_leaves_the_umask_alone(tmp_path, monkeypatch):
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
+def test_a_file_that_is_replaced_while_it_is_written_has_the_same_rights(tmp_path):
+    """As safetensors replaces it."""
+
+    def replace(temporary):
+        private = tmp_path / "private"
+        private.touch(mode=0o600)
+        private.replace(temporary)
+
+    write_atomically(tmp_path / "replaced", replace)
+    write_atomically(tmp_path / "written", lambda temporary: temporary.write_bytes(b"1"))
+    assert (tmp_path / "replaced").stat().st_mode == (tmp_path / "written").stat().st_mode
+
+
 def test_atomic_write_to_a_full_disk(tmp_path, monkeypatch):
     """Some disks tell only when the content must be there."""
 
