@@ -53,8 +53,8 @@ MEL = """\
 Write the natural-log mels of recordings, as a model analyses them, to .npy
 files of shape (bands, frames) in float32: what `apnet2 vocode` makes of such a
 file is what it makes of the recording, but that it refuses mels that could be
-in log10 or normalised, as those of steady noise at full scale. IN and OUT are as
-for `apnet2 vocode`.
+in log10 or normalised, as those of steady noise at full scale. IN and OUT are
+as for `apnet2 vocode`.
 """
 
 MEL_EXAMPLES = """\

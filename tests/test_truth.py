@@ -231,7 +231,7 @@ def test_evaluation_reports_what_is_installed(corpus, tmp_path, monkeypatch, cap
     assert not {"avg_pesq", "avg_stoi"} & set(training.keep_avg_eval.avg_values)
     advice = "pip install 'apnet2-tts-plugin[eval]', or leave them out of eval_metrics"
     assert f"Not evaluated, as not installed: pesq and stoi ({advice})" in caplog.messages
-    with pytest.raises(MissingPackageError, match=r"pip install apnet2-tts-plugin\[eval\]"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'apnet2-tts-plugin\[eval\]'"):
         make_trainer(small_config(corpus, tmp_path, run_name="target", target_loss="pesq", **settings))
 
 
