@@ -69,6 +69,7 @@ def write(picture: str, speeds: list[Speed], quality: dict[str, dict[str, float]
             if (mean := quality[system].get(name)) is not None:
                 axes.scatter(times_real_time, mean, color="C0")
                 axes.annotate(system, (times_real_time, mean), (4, 4), textcoords="offset points")
+        axes.margins(x=0.4, y=0.2)  # room for the names
         axes.set(xscale="log", xlabel=f"times real time, {seconds:g} s", ylabel=title)
     path = Path(picture)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:]))
