@@ -24,7 +24,7 @@ def frame_line_db(waveform: np.ndarray, sample_rate: int) -> float:
         sample_rate: In Hz, at least 16,000.
 
     Returns:
-        Decibels: about 1 to 2 for noise and recordings.
+        Decibels: about 0 to 2 for noise and recordings.
 
     Raises:
         MetricError: if it is silent.
