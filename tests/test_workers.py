@@ -1,5 +1,6 @@
 """Files that several threads share: what comes out is what one by one gives, in bounded memory, and can be ended."""
 
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -97,12 +98,12 @@ def test_nothing_partial_is_left(error, model, apnet2, monkeypatch):
     Path("in").mkdir()
     for i in range(20):
         an_npy(name=f"in/{i:02}.npy")
-    written, write = [], Path.write_bytes
+    numbers, write = itertools.count(1), Path.write_bytes
 
     def write_two(path, content):
-        written.append(path)
-        write(path, content[:9] if len(written) > 2 else content)
-        if len(written) > 2:
+        number = next(numbers)  # at once for both threads, so that neither takes the other's
+        write(path, content[:9] if number > 2 else content)
+        if number > 2:
             raise error
 
     monkeypatch.setattr(Path, "write_bytes", write_two)
