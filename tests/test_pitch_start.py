@@ -21,9 +21,9 @@ from apnet2_tts_plugin.network.consistency import FastGriffinLim
 from apnet2_tts_plugin.network.harmonics import (
     NOISE_PERIOD,
     NoisePhase,
+    PulseTrain,
     fundamental_phase,
-    harmonic_phase,
-    harmonic_weight,
+    glide,
     integrate,
 )
 from apnet2_tts_plugin.network.pitch import Pitch, PitchPredictor, bin_labels
@@ -75,12 +75,15 @@ def test_the_start_alone_gives_a_tone_back(f0):
     waveform, frequency, true_phase = tone(f0)
     stft, istft = STFT(FFT, HOP, FFT), ISTFT(FFT, HOP, FFT)
     spectrum = stft(waveform)
-    phi = fundamental_phase(waveform, frequency, HOP, RATE, stft.window)
+    pitch = Pitch(frequency, torch.ones_like(frequency))
+    slope = glide(pitch, HOP, RATE)
+    phi = fundamental_phase(waveform, frequency, slope, HOP, RATE, stft.window)
     inner = slice(4, -4)
     assert angle(phi - true_phase)[0, inner].max() < 0.1
-    again = istft(torch.polar(spectrum.abs(), harmonic_phase(frequency, phi, FFT, RATE)))
+    pulses = PulseTrain(RATE, istft.window)(pitch, slope, phi)
+    again = istft(torch.polar(spectrum.abs(), pulses.angle()))
     inner = slice(4 * HOP, -4 * HOP)
-    error = (again - waveform)[0, inner]
+    error = (again - waveform)[0, inner]; print('SNR', 10 * torch.log10(waveform[0, inner].square().mean() / error.square().mean()), angle(phi - true_phase)[0, 4:-4].max())
     assert 10 * torch.log10(waveform[0, inner].square().mean() / error.square().mean()) > 15
     # from the first frame on, its integral is as good
     integrated = integrate(frequency, HOP, RATE, start=true_phase[:, 0])
@@ -100,17 +103,28 @@ def test_a_generator_that_knows_the_pitch_vocodes_at_that_pitch(f0):
     assert np.nanmedian(np.abs(cents)) < 15 and np.isnan(cents).mean() < 0.1
 
 
+@pytest.mark.parametrize(("f0", "slope"), [(123.4, 0.0), (61.7, -300.0), (500.0, 2000.0), (RATE / 2, 0.0)])
 @pytest.mark.parametrize("win_length", [FFT, 800])
-def test_the_weight_of_a_harmonic_is_the_lobe_of_the_window(win_length, monkeypatch):
-    """With the reach of the lobe itself, which is not widened for what is wrong with the frequency."""
-    monkeypatch.setattr(harmonics, "REACH", 2.0)
-    f0, h = 500.0, 7
-    window = np.hanning(win_length + 1)[:-1]
-    time = np.arange(win_length) / RATE
-    lobe = np.abs(np.fft.rfft(window * np.exp(2j * np.pi * h * f0 * time).real, FFT)) / (window.sum() / 2)
-    nearest = np.round(np.arange(FFT // 2 + 1) * RATE / FFT / f0) == h
-    weight = harmonic_weight(torch.tensor([[f0]]), FFT, win_length, RATE)[0, :, 0].numpy()
-    np.testing.assert_allclose(weight[nearest], lobe[nearest], atol=0.03)
+def test_the_pulses_are_the_sum_of_all_harmonics(f0, slope, win_length):
+    window, phi = ISTFT(FFT, HOP, win_length).window, 0.7
+    time = np.arange(-FFT // 2, FFT // 2) / RATE
+    phase = phi + 2 * np.pi * (f0 * time + slope / 2 * time**2)
+    numbers = np.arange(1, int(RATE / 2 // f0) + 1)[:, None]
+    expected = np.fft.rfft(2 * np.cos(numbers * phase).sum(0) * window.double().numpy()) / window.sum().item()
+    f0, voiced, slope, phi = torch.tensor([[f0, f0], [1.0, 0.0], [slope, slope], [phi, phi]])[:, None]
+    pulses = PulseTrain(RATE, window)(Pitch(f0, voiced), slope, phi)[0].numpy()
+    np.testing.assert_allclose(pulses[:, 0], expected, atol=1e-4)
+    assert not pulses[:, 1].any()
+
+
+def test_the_slope_of_the_pitch():
+    f0 = torch.tensor([[100.0, 102.0, 106.0, 300.0, 200.0]])
+    voiced = torch.tensor([[1.0, 1.0, 1.0, 0.0, 1.0]])
+    rate_of_frames = RATE / HOP
+    slopes = glide(Pitch(f0, voiced), HOP, RATE)[0] / rate_of_frames
+    torch.testing.assert_close(slopes[[0, 1, 2, 4]], torch.tensor([1.0, 3.0, 2.0, 0.0]))
+    jump = glide(Pitch(f0, torch.ones_like(f0)), HOP, RATE)[0, 2]
+    assert jump == harmonics.MAX_GLIDE * 106
 
 
 @pytest.mark.parametrize("f0", [110.0, 220.0])
@@ -120,10 +134,11 @@ def test_sound_does_not_gather_at_the_frames(f0):
     pitch = Pitch(torch.full((1, 400), f0), torch.ones(1, 400))
     parts = torch.zeros(1, 4, generator.n_bins, 400)
     parts[:, 0], parts[:, 2] = 1.0, generator.phase.NOISE_SHARE
-    phi = integrate(pitch.f0, HOP, RATE).float()
-    z = torch.complex(*generator.phase.combine(parts.flatten(1, 2), pitch, phi, generator.noise(400))).sgn()
+    pulses = generator.pulses(pitch, glide(pitch, HOP, RATE), integrate(pitch.f0, HOP, RATE).float())
+    parts, pulses = parts.flatten(1, 2), (pulses.real, pulses.imag)
+    z = torch.complex(*generator.phase.combine(parts, pulses, generator.noise(400))).sgn()
     waveform = generator.istft(generator.griffin_lim(torch.ones_like(z.real), z))[0].numpy()
-    assert frame_line_db(waveform, RATE) < 4  # 8 and 33 if the weight is 1 everywhere
+    print(frame_line_db(waveform, RATE)); assert frame_line_db(waveform, RATE) < 4
 
 
 def test_integration_does_not_drift_over_ten_minutes():

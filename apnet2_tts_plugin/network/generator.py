@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.network.consistency import FastGriffinLim
 from apnet2_tts_plugin.network.convnext import Backbone, ConvNeXtBlock, RowConv, look_aheads, masked, output_conv
-from apnet2_tts_plugin.network.harmonics import NoisePhase, harmonic_phase, harmonic_weight, integrate
+from apnet2_tts_plugin.network.harmonics import NoisePhase, PulseTrain, glide, integrate
 from apnet2_tts_plugin.network.pitch import Pitch, PitchPredictor
 from apnet2_tts_plugin.network.spectra import AMPLITUDE_FLOOR, ISTFT, Float32Buffers, magnitude, mel_basis
 
@@ -109,54 +109,50 @@ class PhasePredictor(nn.Module):
 class HarmonicPhasePredictor(nn.Module):
     """Pseudo real and imaginary parts around the phase that harmonics have which start together.
 
-    z = voiced w (R1 + i I1) exp(i psi) + (R2 + i I2) exp(i noise), with psi the start of `harmonics.harmonic_phase`, w
-    `harmonics.harmonic_weight`, and four predicted numbers a bin that begin as 1, 0, `NOISE_SHARE` and 0: the untrained
-    predictor gives the start, and noise between harmonics. Without w the bins between them would agree, and where the
-    mel shows no valleys the sound would gather at the centres of the frames.
+    z = (R1 + i I1) P + (R2 + i I2) exp(i noise), with P the spectrum of `harmonics.PulseTrain`, and four predicted
+    numbers a bin that begin as 1, 0, `NOISE_SHARE` and 0: the untrained predictor gives pulses, and noise between
+    harmonics. With phases alone in place of P all bins between two harmonics would agree, and where the mel shows no
+    valleys the sound would gather at the centres of the frames.
 
     Args:
         n_inputs: Channels of the mel or latent, to which the pitch is added.
-        audio: The audio settings.
+        n_bins: Bins of the spectrum.
         sizes: Sizes of the backbone.
         f0_min: The frequency in Hz that log-frequencies are counted from.
 
     Shape:
-        x (B, n_inputs, T), pitch, phi and noise (B or 1, n_bins, T), mask (B, T, 1) or None, to two tensors
-        (B, n_bins, T) in float32.
+        x (B, n_inputs, T), pitch, real and imaginary part of P (B, n_bins, T), noise (B or 1, n_bins, T), mask
+        (B, T, 1) or None, to two tensors (B, n_bins, T) in float32.
     """
 
     NOISE_SHARE = 0.1
 
-    def __init__(self, n_inputs: int, audio, sizes: PredictorConfig, f0_min: float):
+    def __init__(self, n_inputs: int, n_bins: int, sizes: PredictorConfig, f0_min: float):
         super().__init__()
-        self.n_fft, self.sample_rate, self.f0_min = audio.fft_size, audio.sample_rate, f0_min
-        self.n_bins, self.win_length = audio.fft_size // 2 + 1, audio.win_length
+        self.n_bins, self.f0_min = n_bins, f0_min
         self.backbone = Backbone(n_inputs + 2, sizes)
-        self.output_conv = output_conv(sizes, 4 * self.n_bins)
+        self.output_conv = output_conv(sizes, 4 * n_bins)
 
     def forward(
-        self, x: Tensor, pitch: Pitch, phi: Tensor, noise: Tensor, mask: Tensor | None = None
+        self, x: Tensor, pitch: Pitch, pulses: tuple[Tensor, Tensor], noise: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        x = self.with_pitch(x, pitch, mask).transpose(1, 2)
-        return self.combine(self.output_conv(self.backbone(x, mask)).transpose(1, 2), pitch, phi, noise)
+        x = self.with_pitch(x, pitch).transpose(1, 2)
+        return self.combine(self.output_conv(self.backbone(x, mask)).transpose(1, 2), pulses, noise)
 
-    def with_pitch(self, x: Tensor, pitch: Pitch, mask: Tensor | None = None) -> Tensor:
+    def with_pitch(self, x: Tensor, pitch: Pitch) -> Tensor:
         """The input of the backbone (B, n_inputs + 2, T)."""
         octaves = (pitch.f0 / self.f0_min).log2() * pitch.voiced
-        given = masked(torch.stack([octaves, pitch.voiced], dim=2).to(x.dtype), mask).transpose(1, 2)
-        return torch.cat([x, given], dim=1)
+        return torch.cat([x, torch.stack([octaves, pitch.voiced], dim=1).to(x.dtype)], dim=1)
 
-    def combine(self, parts: Tensor, pitch: Pitch, phi: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def combine(self, parts: Tensor, pulses: tuple[Tensor, Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
         """z from the four predicted numbers a bin, (B, 4 n_bins, T)."""
         with torch.autocast(parts.device.type, enabled=False):
             real, imag, noise_real, noise_imag = parts.float().split(self.n_bins, dim=1)
-            psi = harmonic_phase(pitch.f0, phi, self.n_fft, self.sample_rate)
-            weight = pitch.voiced[:, None] * harmonic_weight(pitch.f0, self.n_fft, self.win_length, self.sample_rate)
-            harmonic_cos, harmonic_sin = weight * psi.cos(), weight * psi.sin()
+            pulse_real, pulse_imag = pulses
             noise_cos, noise_sin = noise.cos(), noise.sin()
             return (
-                real * harmonic_cos - imag * harmonic_sin + noise_real * noise_cos - noise_imag * noise_sin,
-                real * harmonic_sin + imag * harmonic_cos + noise_real * noise_sin + noise_imag * noise_cos,
+                real * pulse_real - imag * pulse_imag + noise_real * noise_cos - noise_imag * noise_sin,
+                real * pulse_imag + imag * pulse_real + noise_real * noise_sin + noise_imag * noise_cos,
             )
 
     def start_as_given(self) -> None:
@@ -206,17 +202,18 @@ class Generator(nn.Module):
             self.amplitude = AmplitudeRefiner(basis, config.amplitude)
         else:
             self.amplitude = AmplitudePredictor(n_inputs, n_bins, config.amplitude)
+        self.istft = ISTFT(audio.fft_size, audio.hop_length, audio.win_length)
+        self.griffin_lim = FastGriffinLim(self.istft, audio.hop_length, config.consistency_iterations)
         self.phase_from_latent = config.phase_start == "latent"
         self.pitch = None
         if config.phase_start == "pitch":
             self.pitch = PitchPredictor(n_inputs, config.pitch, config.f0_min, config.f0_max)
-            self.phase = HarmonicPhasePredictor(n_inputs, audio, config.phase, config.f0_min)
+            self.phase = HarmonicPhasePredictor(n_inputs, n_bins, config.phase, config.f0_min)
             self.noise = NoisePhase(n_bins, config.noise_seed)
+            self.pulses = PulseTrain(audio.sample_rate, self.istft.window)
         else:
             self.phase = PhasePredictor(config.n_inputs if self.phase_from_latent else n_inputs, n_bins, config.phase)
         self.mel = MelPredictor(config.n_inputs, audio.num_mels, config.mel) if config.predicts_mel else None
-        self.istft = ISTFT(audio.fft_size, audio.hop_length, audio.win_length)
-        self.griffin_lim = FastGriffinLim(self.istft, audio.hop_length, config.consistency_iterations)
         self.apply(_init_weights)
         if self.pitch is not None:
             self.phase.start_as_given()
@@ -301,9 +298,14 @@ class Generator(nn.Module):
         logits, voicing = self.pitch(mel, mask)
         if pitch is None:
             pitch = self.pitch.decode(logits, voicing)
+        if mask is not None:
+            pitch = pitch._replace(voiced=pitch.voiced * mask[..., 0])
         if phi is None:
             phi = integrate(pitch.f0, self.hop_length, self.sample_rate).float()
-        return *self.phase(mel, pitch, phi, self.noise(mel.shape[2]), mask), logits, voicing
+        with torch.autocast(mel.device.type, enabled=False):
+            pulses = self.pulses(pitch, glide(pitch, self.hop_length, self.sample_rate), phi)
+        noise = self.noise(mel.shape[2])
+        return *self.phase(mel, pitch, (pulses.real, pulses.imag), noise, mask), logits, voicing
 
 
 def amplitude_and_spectrum(log_amplitude: Tensor, real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apnet2_tts_plugin.network.pitch import Pitch
 from apnet2_tts_plugin.network.spectra import Float32Buffers
 
 NOISE_PERIOD = 1024  # frames
-REACH = 2.75  # bins of the window to either side of a harmonic
+MAX_GLIDE = 8.0  # of the frequency per second: 11 octaves in one
 
 
 def integrate(f0: Tensor, hop_length: int, sample_rate: int, start: Tensor | None = None) -> Tensor:
@@ -41,12 +42,39 @@ def integrate(f0: Tensor, hop_length: int, sample_rate: int, start: Tensor | Non
     return steps.cumsum(1).remainder(1.0) * (2 * math.pi)
 
 
-def fundamental_phase(waveform: Tensor, f0: Tensor, hop_length: int, sample_rate: int, window: Tensor) -> Tensor:
-    """Phi of a recording, the angle of sum_n w_n x[k hop + n] exp(-2 pi i f0_k n / sample_rate), n = -N/2 to N/2 - 1.
+def glide(pitch: Pitch, hop_length: int, sample_rate: int) -> Tensor:
+    """How fast the frequency moves at each frame in Hz per second: half the difference of the frames to either side.
+
+    A neighbour that is not voiced, or not there, counts as one of the same frequency. No voice is faster than
+    `MAX_GLIDE`; what is, is an error of the pitch.
+
+    Args:
+        pitch: That of all frames.
+        hop_length: Samples between frames.
+        sample_rate: In Hz.
+
+    Returns:
+        Slopes (B, T).
+    """
+    f0, voiced = pitch
+    known, is_known = F.pad(f0, (1, 1)), F.pad(voiced, (1, 1)) > 0
+    before = torch.where(is_known[:, :-2], known[:, :-2], f0)
+    after = torch.where(is_known[:, 2:], known[:, 2:], f0)
+    slope = (after - before) * (sample_rate / (2 * hop_length))
+    return torch.minimum(torch.maximum(slope, -MAX_GLIDE * f0), MAX_GLIDE * f0)
+
+
+def fundamental_phase(
+    waveform: Tensor, f0: Tensor, slope: Tensor, hop_length: int, sample_rate: int, window: Tensor
+) -> Tensor:
+    """Phi of a recording: the angle of sum_n w_n x[k hop_length + n] exp(-2 pi i (f0_k t_n + slope_k t_n^2 / 2)).
+
+    n is from -N/2 to N/2 - 1 and t_n = n / sample_rate.
 
     Args:
         waveform: Recording (B, (T - 1) * hop_length), or longer.
         f0: Its fundamental frequency in Hz (B, T); where there is none, any.
+        slope: How fast that moves in Hz per second (B, T), from `glide`.
         hop_length: Samples between frames.
         sample_rate: In Hz.
         window: w, (N,), N even.
@@ -58,50 +86,44 @@ def fundamental_phase(waveform: Tensor, f0: Tensor, hop_length: int, sample_rate
     padded = F.pad(waveform, (n_fft // 2, n_fft // 2))
     frames = padded.unfold(1, n_fft, hop_length)[:, : f0.shape[1]] * window
     time = torch.arange(-(n_fft // 2), n_fft // 2, device=f0.device) / sample_rate
-    angle = (2 * math.pi) * f0[..., None] * time
+    angle = (2 * math.pi) * time * (f0[..., None] + slope[..., None] / 2 * time)
     return torch.atan2(-(frames * angle.sin()).sum(2), (frames * angle.cos()).sum(2))
 
 
-def harmonic_phase(f0: Tensor, phi: Tensor, n_fft: int, sample_rate: int) -> Tensor:
-    """The start psi_b = h Phi_k - pi b of the phase of each bin b of a centred STFT, h the harmonic nearest to the bin.
+class PulseTrain(Float32Buffers):
+    """The STFT of a voice whose harmonics are equal, start together and glide with the fundamental.
 
-    h = round(b sample_rate / (n_fft f0_k)). The term -pi b is the half window between a frame's start, from which the
-    STFT counts, and its centre.
-
-    Args:
-        f0: Fundamental frequency in Hz (B, T), above 0.
-        phi: Phase of the fundamental (B, T).
-        n_fft: FFT size in samples, even.
-        sample_rate: In Hz.
-
-    Returns:
-        psi (B, n_fft / 2 + 1, T), not wrapped.
-    """
-    bins = torch.arange(n_fft // 2 + 1, device=f0.device, dtype=f0.dtype)
-    harmonics = (bins * (sample_rate / n_fft) / f0[..., None]).round()
-    psi = harmonics * phi[..., None] - math.pi * bins.remainder(2.0)
-    return psi.transpose(1, 2)  # so in memory the bins are last, as in the spectra
-
-
-def harmonic_weight(f0: Tensor, n_fft: int, win_length: int, sample_rate: int) -> Tensor:
-    """How much each bin of an STFT has of the harmonic nearest to it: cos^2(pi d / (2 `REACH`)), 0 from d = `REACH` on.
-
-    d is the distance in bins of the window, of sample_rate / win_length each. With a reach of 2 that is the main lobe
-    of a Hann window to within 0.03; a little more allows for a frequency that is a little wrong.
+    In a frame the fundamental has had c(t) = Phi / 2 pi + f0 t + slope t^2 / 2 cycles, t in seconds from its centre; all
+    H = floor(sample_rate / (2 f0)) harmonics together are 2 sum_(h=1..H) cos(2 pi h c) = sin((2 H + 1) pi c) / sin(pi c)
+    - 1 (Dirichlet's kernel). The window's sum is 1, so that a harmonic has a peak of 1.
 
     Args:
-        f0: Fundamental frequency in Hz (B, T), above 0.
-        n_fft: FFT size in samples, even.
-        win_length: Length of the window in samples.
         sample_rate: In Hz.
+        window: That of the STFT, (n_fft,), n_fft even.
 
-    Returns:
-        Weights from 0 to 1, (B, n_fft / 2 + 1, T).
+    Shape:
+        pitch, slope and Phi (B, T) to a complex spectrum (B, n_fft / 2 + 1, T), 0 where nothing is voiced.
     """
-    bins = torch.arange(n_fft // 2 + 1, device=f0.device, dtype=f0.dtype) * (win_length / n_fft)
-    spacing = f0[..., None] * (win_length / sample_rate)
-    distance = bins - (bins / spacing).round() * spacing
-    return ((distance / REACH).clamp(-1, 1) * (math.pi / 2)).cos().square().transpose(1, 2)
+
+    def __init__(self, sample_rate: int, window: Tensor):
+        super().__init__()
+        self.sample_rate, half = sample_rate, len(window) // 2
+        self.register_buffer("time", torch.arange(-half, half) / sample_rate, persistent=False)
+        self.register_buffer("window", window / window.sum(), persistent=False)
+
+    def forward(self, pitch: Pitch, slope: Tensor, phi: Tensor) -> Tensor:
+        return torch.fft.rfft(self.frames(pitch, slope, phi)).transpose(1, 2)
+
+    @torch.no_grad()
+    def frames(self, pitch: Pitch, slope: Tensor, phi: Tensor) -> Tensor:
+        """The windowed frames (B, T, n_fft)."""
+        f0, voiced, slope, phi = (part[..., None] for part in (*pitch, slope, phi))
+        cycles = torch.addcmul(phi / (2 * math.pi), torch.addcmul(f0, slope / 2, self.time), self.time)
+        cycles -= cycles.round()
+        angle = cycles.abs_().clamp_(min=1e-6).mul_(math.pi)  # the sign is of no account, and 0 would give 0 / 0
+        n_terms = 2 * (self.sample_rate / 2 / f0).floor() + 1
+        pulses = (n_terms * angle).sin_().div_(angle.sin_()).sub_(1)
+        return pulses.mul_(self.window).mul_(voiced)
 
 
 class NoisePhase(Float32Buffers):

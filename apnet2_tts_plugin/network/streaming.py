@@ -12,7 +12,7 @@ from torch import Tensor
 
 from apnet2_tts_plugin.network.convnext import Backbone, ConvNeXtBlock, FrameConv, GlobalResponseNorm
 from apnet2_tts_plugin.network.generator import AmplitudeRefiner, Generator, amplitude_and_spectrum
-from apnet2_tts_plugin.network.harmonics import integrate
+from apnet2_tts_plugin.network.harmonics import glide, integrate
 from apnet2_tts_plugin.network.pitch import Pitch
 
 # Of a matrix product. Fewer of them the libraries compute in another order; and a frequency rounded to the other side,
@@ -129,7 +129,8 @@ class PitchPhaseStream:
         self.generator = generator
         self.pitch = BackboneStream(generator.pitch.backbone, generator.pitch.output_conv)
         self.phase = BackboneStream(generator.phase.backbone, generator.phase.output_conv)
-        self.mel_and_logits, self.parts_and_start = Frames(2), Frames(5)
+        self.mel_and_logits, self.parts_and_start = Frames(2), Frames(6)
+        self.slopes = SlopeStream(generator)
         self.n_frames = 0  # that have their noise
         self.f0: Tensor | None = None  # of the last frame, (B, 1), and its phase (B,)
         self.phi: Tensor | None = None
@@ -141,11 +142,12 @@ class PitchPhaseStream:
         given = generator.phase.with_pitch(mel.transpose(1, 2), pitch).transpose(1, 2)
         noise = generator.noise(mel.shape[1], self.n_frames).transpose(1, 2)
         self.n_frames += mel.shape[1]
-        start = pitch.f0[..., None], pitch.voiced[..., None], self._integrate(pitch.f0)[..., None], noise
-        parts, f0, voiced, phi, noise = self.parts_and_start.push(*self.phase.push(given, last), *start)
-        pitch = Pitch(f0[..., 0], voiced[..., 0])
-        combined = generator.phase.combine(parts.transpose(1, 2), pitch, phi[..., 0], noise.transpose(1, 2))
-        return [part.transpose(1, 2) for part in combined]
+        start = (part[..., None] for part in (*pitch, self.slopes.push(pitch, last), self._integrate(pitch.f0)))
+        parts, *start, noise = self.parts_and_start.push(*self.phase.push(given, last), *start, noise)
+        f0, voiced, slope, phi = (part[..., 0] for part in start)
+        pulses = generator.pulses(Pitch(f0, voiced), slope, phi)
+        parts, noise = parts.transpose(1, 2), noise.transpose(1, 2)
+        return [part.transpose(1, 2) for part in generator.phase.combine(parts, (pulses.real, pulses.imag), noise)]
 
     def _integrate(self, f0: Tensor) -> Tensor:
         """The fundamental's phase (B, T), from that of the last frame on."""
@@ -156,6 +158,25 @@ class PitchPhaseStream:
         phi = integrate(f0, self.generator.hop_length, self.generator.sample_rate, self.phi)
         self.f0, self.phi = f0[:, -1:], phi[:, -1]
         return phi[:, new].float()
+
+
+class SlopeStream:
+    """`harmonics.glide`: of each frame as soon as the next one is known."""
+
+    def __init__(self, generator: Generator):
+        self.generator = generator
+        self.kept: Pitch | None = None  # the last frame, which waits for its slope, and the one before
+        self.n_behind = 0  # frames among the kept ones whose slopes are out
+
+    def push(self, pitch: Pitch, last: bool) -> Tensor:
+        """The slopes (B, T) that are complete now; with `last` all that are left."""
+        if self.kept is not None:
+            pitch = Pitch(*(torch.cat(pair, dim=1) for pair in zip(self.kept, pitch, strict=True)))
+        n_complete = max(pitch.f0.shape[1] - (not last), self.n_behind)
+        slopes = glide(pitch, self.generator.hop_length, self.generator.sample_rate)[:, self.n_behind : n_complete]
+        first = max(n_complete - 1, 0)
+        self.kept, self.n_behind = Pitch(*(part[:, first:] for part in pitch)), n_complete - first
+        return slopes
 
 
 class WaveformStream:

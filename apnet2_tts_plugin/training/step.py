@@ -11,7 +11,7 @@ from trainer import Trainer
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.network.discriminators import Discriminator
 from apnet2_tts_plugin.network.generator import Generator, Prediction
-from apnet2_tts_plugin.network.harmonics import fundamental_phase
+from apnet2_tts_plugin.network.harmonics import fundamental_phase, glide
 from apnet2_tts_plugin.network.pitch import Pitch
 from apnet2_tts_plugin.network.spectra import LogMel
 from apnet2_tts_plugin.training import distributed, losses
@@ -138,7 +138,8 @@ def predict(networks: Networks, part: MicroBatch) -> Prediction:
     if part.f0 is None:
         return generator(part.features)
     pitch = Pitch(part.f0.clamp(min=generator.pitch.f0_min), (part.f0 > 0).float())
-    phi = fundamental_phase(part.waveform, pitch.f0, stft.hop_length, generator.sample_rate, stft.window)
+    times = stft.hop_length, generator.sample_rate
+    phi = fundamental_phase(part.waveform, pitch.f0, glide(pitch, *times), *times, stft.window)
     return generator(part.features, pitch, phi)
 
 
