@@ -212,8 +212,8 @@ class Apnet2Config(BaseVocoderConfig):
             from that too, unless phase_start says otherwise. Defaults to "mel".
         mel (PredictorConfig): Sizes of the predictor of a mel from a latent, for amplitude_start "pseudo_inverse".
             Defaults to `PredictorConfig()`.
-        phase_start (str): What the phase predictor starts from: "none" (APNet2), or "pitch", the phase of harmonics
-            that start together, with f0 and voicing read from the mel; or "latent", where the amplitude starts from a
+        phase_start (str): What the phase predictor starts from: "none" (APNet2), or "pitch", the spectrum of pulses
+            whose f0 and voicing are read from the mel; or "latent", where the amplitude starts from a
             mel that is predicted: the phase is predicted from the latent itself, which tells the one that the decoder
             of the VITS gives. Defaults to "none".
         pitch (PredictorConfig): Sizes of the pitch predictor, for phase_start "pitch"; its channels are the bins of

@@ -79,12 +79,12 @@ def test_the_start_alone_gives_a_tone_back(f0):
     slope = glide(pitch, HOP, RATE)
     phi = fundamental_phase(waveform, frequency, slope, HOP, RATE, stft.window)
     inner = slice(4, -4)
-    assert angle(phi - true_phase)[0, inner].max() < 0.1
+    assert angle(phi - true_phase)[0, inner].max() < 0.002
     pulses = PulseTrain(RATE, istft.window)(pitch, slope, phi)
     again = istft(torch.polar(spectrum.abs(), pulses.angle()))
     inner = slice(4 * HOP, -4 * HOP)
-    error = (again - waveform)[0, inner]; print('SNR', 10 * torch.log10(waveform[0, inner].square().mean() / error.square().mean()), angle(phi - true_phase)[0, 4:-4].max())
-    assert 10 * torch.log10(waveform[0, inner].square().mean() / error.square().mean()) > 15
+    error = (again - waveform)[0, inner]
+    assert 10 * torch.log10(waveform[0, inner].square().mean() / error.square().mean()) > 40
     # from the first frame on, its integral is as good
     integrated = integrate(frequency, HOP, RATE, start=true_phase[:, 0])
     assert angle(integrated - true_phase).max() < 0.15
@@ -138,7 +138,7 @@ def test_sound_does_not_gather_at_the_frames(f0):
     parts, pulses = parts.flatten(1, 2), (pulses.real, pulses.imag)
     z = torch.complex(*generator.phase.combine(parts, pulses, generator.noise(400))).sgn()
     waveform = generator.istft(generator.griffin_lim(torch.ones_like(z.real), z))[0].numpy()
-    print(frame_line_db(waveform, RATE)); assert frame_line_db(waveform, RATE) < 4
+    assert frame_line_db(waveform, RATE) < 2  # at 110 Hz 13.6 by the phases of the pulses alone
 
 
 def test_integration_does_not_drift_over_ten_minutes():
@@ -170,9 +170,18 @@ def test_without_iterations_nothing_changes():
     assert FastGriffinLim(ISTFT(FFT, HOP, FFT), HOP, 0)(spectrum.abs(), spectrum) is spectrum
 
 
-@pytest.mark.parametrize("settings", [{}, {"consistency_iterations": 0}, {"f0_min": 70.0}], ids=str)
-def test_padded_batches_equal_single_runs(settings):
-    check_batches(model(**settings))
+@pytest.mark.parametrize(
+    ("settings", "atol"),
+    [
+        ({}, 3e-5),  # where two iterations nearly cancel, rounding turns the angle far: 1.4e-5
+        ({"consistency_iterations": 1}, 1e-5),
+        ({"consistency_iterations": 0}, 1e-5),
+        ({"f0_min": 70.0, "consistency_iterations": 1}, 1e-5),
+    ],
+    ids=str,
+)
+def test_padded_batches_equal_single_runs(settings, atol):
+    check_batches(model(**settings), atol)
 
 
 def test_iterations_serve_the_published_networks_too():

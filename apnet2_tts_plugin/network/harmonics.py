@@ -91,11 +91,14 @@ def fundamental_phase(
 
 
 class PulseTrain(Float32Buffers):
-    """The STFT of a voice whose harmonics are equal, start together and glide with the fundamental.
+    """The STFT of a voice whose harmonics are equal, start together and glide with the fundamental: of pulses.
 
-    In a frame the fundamental has had c(t) = Phi / 2 pi + f0 t + slope t^2 / 2 cycles, t in seconds from its centre; all
-    H = floor(sample_rate / (2 f0)) harmonics together are 2 sum_(h=1..H) cos(2 pi h c) = sin((2 H + 1) pi c) / sin(pi c)
-    - 1 (Dirichlet's kernel). The window's sum is 1, so that a harmonic has a peak of 1.
+    t seconds from a frame's centre the fundamental is at c = Phi / 2 pi + f0 t + slope t^2 / 2 cycles, and the H =
+    floor(sample_rate / (2 f0)) harmonics together are
+
+        2 sum_(h=1..H) cos(2 pi h c) = sin((2 H + 1) pi c) / sin(pi c) - 1    (Dirichlet's kernel).
+
+    The window's sum is 1, so that a harmonic has a peak of 1.
 
     Args:
         sample_rate: In Hz.

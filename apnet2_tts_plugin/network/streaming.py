@@ -122,18 +122,42 @@ class RefinerStream:
         return [x]
 
 
+class PulseStream:
+    """`PulseTrain` of the pitch: its phase goes on where it was, and the slope of a frame waits for the next one."""
+
+    def __init__(self, generator: Generator):
+        self.generator = generator
+        self.kept: Pitch | None = None  # the frame that waits, and the one before
+        self.phi: Tensor | None = None  # of the first of them, (B,)
+        self.n_behind = 0  # frames among the kept ones whose pulses are out
+
+    def push(self, pitch: Pitch, last: bool) -> Tensor:
+        """The spectra (B, T, n_bins) that are complete now; with `last` all that are left."""
+        if self.kept is not None:
+            pitch = Pitch(*(torch.cat(pair, dim=1) for pair in zip(self.kept, pitch, strict=True)))
+        n_frames, generator = pitch.f0.shape[1], self.generator
+        complete = slice(self.n_behind, n_frames if last else n_frames - 1)
+        if complete.start >= complete.stop:
+            self.kept = pitch
+            return torch.zeros(len(pitch.f0), 0, generator.n_bins, dtype=torch.complex64, device=pitch.f0.device)
+        phi = integrate(pitch.f0, generator.hop_length, generator.sample_rate, self.phi)
+        slope = glide(pitch, generator.hop_length, generator.sample_rate)
+        first = complete.stop - 1
+        self.kept, self.phi, self.n_behind = Pitch(*(part[:, first:] for part in pitch)), phi[:, first], 1
+        ready = Pitch(*(part[:, complete] for part in pitch))
+        return generator.pulses(ready, slope[:, complete], phi[:, complete].float()).transpose(1, 2)
+
+
 class PitchPhaseStream:
-    """Pitch, the phase it starts from, and `HarmonicPhasePredictor`; the fundamental's phase is carried along."""
+    """Pitch, its pulses, and `HarmonicPhasePredictor`."""
 
     def __init__(self, generator: Generator):
         self.generator = generator
         self.pitch = BackboneStream(generator.pitch.backbone, generator.pitch.output_conv)
         self.phase = BackboneStream(generator.phase.backbone, generator.phase.output_conv)
-        self.mel_and_logits, self.parts_and_start = Frames(2), Frames(6)
-        self.slopes = SlopeStream(generator)
+        self.pulses = PulseStream(generator)
+        self.mel_and_logits, self.parts_and_start = Frames(2), Frames(3)
         self.n_frames = 0  # that have their noise
-        self.f0: Tensor | None = None  # of the last frame, (B, 1), and its phase (B,)
-        self.phi: Tensor | None = None
 
     def push(self, mel: Tensor, last: bool) -> list[Tensor]:
         generator = self.generator
@@ -142,41 +166,9 @@ class PitchPhaseStream:
         given = generator.phase.with_pitch(mel.transpose(1, 2), pitch).transpose(1, 2)
         noise = generator.noise(mel.shape[1], self.n_frames).transpose(1, 2)
         self.n_frames += mel.shape[1]
-        start = (part[..., None] for part in (*pitch, self.slopes.push(pitch, last), self._integrate(pitch.f0)))
-        parts, *start, noise = self.parts_and_start.push(*self.phase.push(given, last), *start, noise)
-        f0, voiced, slope, phi = (part[..., 0] for part in start)
-        pulses = generator.pulses(Pitch(f0, voiced), slope, phi)
-        parts, noise = parts.transpose(1, 2), noise.transpose(1, 2)
+        frames = self.parts_and_start.push(*self.phase.push(given, last), self.pulses.push(pitch, last), noise)
+        parts, pulses, noise = (part.transpose(1, 2) for part in frames)
         return [part.transpose(1, 2) for part in generator.phase.combine(parts, (pulses.real, pulses.imag), noise)]
-
-    def _integrate(self, f0: Tensor) -> Tensor:
-        """The fundamental's phase (B, T), from that of the last frame on."""
-        if not f0.shape[1]:
-            return f0
-        new = slice(None) if self.f0 is None else slice(1, None)
-        f0 = f0 if self.f0 is None else torch.cat([self.f0, f0], dim=1)
-        phi = integrate(f0, self.generator.hop_length, self.generator.sample_rate, self.phi)
-        self.f0, self.phi = f0[:, -1:], phi[:, -1]
-        return phi[:, new].float()
-
-
-class SlopeStream:
-    """`harmonics.glide`: of each frame as soon as the next one is known."""
-
-    def __init__(self, generator: Generator):
-        self.generator = generator
-        self.kept: Pitch | None = None  # the last frame, which waits for its slope, and the one before
-        self.n_behind = 0  # frames among the kept ones whose slopes are out
-
-    def push(self, pitch: Pitch, last: bool) -> Tensor:
-        """The slopes (B, T) that are complete now; with `last` all that are left."""
-        if self.kept is not None:
-            pitch = Pitch(*(torch.cat(pair, dim=1) for pair in zip(self.kept, pitch, strict=True)))
-        n_complete = max(pitch.f0.shape[1] - (not last), self.n_behind)
-        slopes = glide(pitch, self.generator.hop_length, self.generator.sample_rate)[:, self.n_behind : n_complete]
-        first = max(n_complete - 1, 0)
-        self.kept, self.n_behind = Pitch(*(part[:, first:] for part in pitch)), n_complete - first
-        return slopes
 
 
 class WaveformStream:
