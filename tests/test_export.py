@@ -26,7 +26,10 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "export.md"
 MODELS = {
     "published": lambda: tiny.model(pools=True),
     "freev": lambda: tiny.model(pools=True, amplitude_start="pseudo_inverse", consistency_iterations=2),
-    "pitch": lambda: tiny.model(**pitch_config(consistency_iterations=1)),
+    "pitch": lambda: tiny.half_voiced(
+        tiny.model(**pitch_config(consistency_iterations=1)),
+        torch.randn(1, 80, 50, generator=torch.Generator().manual_seed(1)) - 4,
+    ),
     "latent": lambda: tiny.model(input_features="latent"),
     "phase of latent": lambda: Apnet2(latent_config(phase_start="latent")).eval(),
 }

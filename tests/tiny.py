@@ -51,6 +51,15 @@ def model(seed: int = 0, pools: bool = False, **changes) -> Apnet2:
     return made.eval()
 
 
+def half_voiced(network: Apnet2, mel: Tensor) -> Apnet2:
+    """The model, untrained and with phase_start "pitch", but half of this mel's frames are voiced, not all or none."""
+    pitch = network.generator.pitch
+    with torch.no_grad():
+        pitch.output_conv.bias[-1] -= pitch(mel)[1].median()
+        assert 0.2 < pitch.decode(*pitch(mel)).voiced.mean() < 0.8
+    return network
+
+
 def generator(loudness: float = 0.0) -> Generator:
     """The generator of `model()`, amplified by exp(`loudness`)."""
     network = model().generator

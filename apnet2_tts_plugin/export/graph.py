@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from apnet2_tts_plugin.export.spectra import RealSpectra
 from apnet2_tts_plugin.network.consistency import MOMENTUM
 from apnet2_tts_plugin.network.generator import Generator
-from apnet2_tts_plugin.network.harmonics import glide, integrate
+from apnet2_tts_plugin.network.harmonics import integrate
 
 FLOOR = 1e-8  # of a length that is divided by
 
@@ -43,9 +43,7 @@ class GraphGenerator(nn.Module):
             return generator.phase(mel)
         pitch = generator.pitch.decode(*generator.pitch(mel))
         phi = integrate(pitch.f0, generator.hop_length, generator.sample_rate).float()
-        slope = glide(pitch, generator.hop_length, generator.sample_rate)
-        pulses = self.spectra.dft(generator.pulses.frames(pitch, slope, phi))
-        pulses = tuple(part.transpose(1, 2) for part in pulses)
+        pulses = tuple(part.transpose(1, 2) for part in self.spectra.dft(generator.pulses.frames(pitch, phi)))
         return *generator.phase(mel, pitch, pulses, generator.noise(mel.shape[2])), *pitch
 
     def _consistent(self, amplitude: Tensor, real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:

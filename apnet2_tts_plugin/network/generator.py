@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.network.consistency import FastGriffinLim
 from apnet2_tts_plugin.network.convnext import Backbone, ConvNeXtBlock, RowConv, look_aheads, masked, output_conv
-from apnet2_tts_plugin.network.harmonics import NoisePhase, PulseTrain, glide, integrate
+from apnet2_tts_plugin.network.harmonics import NoisePhase, PulseTrain, integrate
 from apnet2_tts_plugin.network.pitch import Pitch, PitchPredictor
 from apnet2_tts_plugin.network.spectra import AMPLITUDE_FLOOR, ISTFT, Float32Buffers, magnitude, mel_basis
 
@@ -107,7 +107,7 @@ class PhasePredictor(nn.Module):
 
 
 class HarmonicPhasePredictor(nn.Module):
-    """Pseudo real and imaginary parts around the phase that harmonics have which start together.
+    """Pseudo real and imaginary parts around the spectrum of pulses, and noise.
 
     z = (R1 + i I1) P + (R2 + i I2) exp(i noise), with P the spectrum of `harmonics.PulseTrain`, and four predicted
     numbers a bin that begin as 1, 0, `NOISE_SHARE` and 0: the untrained predictor gives pulses, and noise between
@@ -210,7 +210,7 @@ class Generator(nn.Module):
             self.pitch = PitchPredictor(n_inputs, config.pitch, config.f0_min, config.f0_max)
             self.phase = HarmonicPhasePredictor(n_inputs, n_bins, config.phase, config.f0_min)
             self.noise = NoisePhase(n_bins, config.noise_seed)
-            self.pulses = PulseTrain(audio.sample_rate, self.istft.window)
+            self.pulses = PulseTrain(audio.hop_length, audio.sample_rate, self.istft.window)
         else:
             self.phase = PhasePredictor(config.n_inputs if self.phase_from_latent else n_inputs, n_bins, config.phase)
         self.mel = MelPredictor(config.n_inputs, audio.num_mels, config.mel) if config.predicts_mel else None
@@ -303,7 +303,7 @@ class Generator(nn.Module):
         if phi is None:
             phi = integrate(pitch.f0, self.hop_length, self.sample_rate).float()
         with torch.autocast(mel.device.type, enabled=False):
-            pulses = self.pulses(pitch, glide(pitch, self.hop_length, self.sample_rate), phi)
+            pulses = self.pulses(pitch, phi)
         noise = self.noise(mel.shape[2])
         return *self.phase(mel, pitch, (pulses.real, pulses.imag), noise, mask), logits, voicing
 

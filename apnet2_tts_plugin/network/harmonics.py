@@ -1,4 +1,4 @@
-"""The phase that a voice has if all its harmonics start together: what the phase predictor starts from.
+"""The spectrum of a voice whose harmonics all start together, pulses: what the phase predictor starts from.
 
 In voiced speech the phase of harmonic h at the centre of frame k is h * Phi_k plus a slow function of the envelope,
 with Phi the phase of the fundamental (harmonic priors: NSF, arXiv 1904.12088; HiFTNet, 2309.09493; Wavehax,
@@ -45,8 +45,8 @@ def integrate(f0: Tensor, hop_length: int, sample_rate: int, start: Tensor | Non
 def glide(pitch: Pitch, hop_length: int, sample_rate: int) -> Tensor:
     """How fast the frequency moves at each frame in Hz per second: half the difference of the frames to either side.
 
-    A neighbour that is not voiced, or not there, counts as one of the same frequency. No voice is faster than
-    `MAX_GLIDE`; what is, is an error of the pitch.
+    To and from what is not voiced, or not there, it does not move. No voice is faster than `MAX_GLIDE`; what is, is an
+    error of the pitch.
 
     Args:
         pitch: That of all frames.
@@ -57,24 +57,21 @@ def glide(pitch: Pitch, hop_length: int, sample_rate: int) -> Tensor:
         Slopes (B, T).
     """
     f0, voiced = pitch
-    known, is_known = F.pad(f0, (1, 1)), F.pad(voiced, (1, 1)) > 0
-    before = torch.where(is_known[:, :-2], known[:, :-2], f0)
-    after = torch.where(is_known[:, 2:], known[:, 2:], f0)
-    slope = (after - before) * (sample_rate / (2 * hop_length))
-    return torch.minimum(torch.maximum(slope, -MAX_GLIDE * f0), MAX_GLIDE * f0)
+    steps = F.pad(f0.diff(dim=1) * voiced[:, 1:] * voiced[:, :-1], (1, 1))
+    slope = (steps[:, 1:] + steps[:, :-1]) * (sample_rate / (2 * hop_length))
+    limit = MAX_GLIDE * f0
+    return slope.clamp(-limit, limit)
 
 
-def fundamental_phase(
-    waveform: Tensor, f0: Tensor, slope: Tensor, hop_length: int, sample_rate: int, window: Tensor
-) -> Tensor:
+def fundamental_phase(waveform: Tensor, pitch: Pitch, hop_length: int, sample_rate: int, window: Tensor) -> Tensor:
     """Phi of a recording: the angle of sum_n w_n x[k hop_length + n] exp(-2 pi i (f0_k t_n + slope_k t_n^2 / 2)).
 
-    n is from -N/2 to N/2 - 1 and t_n = n / sample_rate.
+    n is from -N/2 to N/2 - 1, t_n = n / sample_rate, and slope from `glide`. Without it a voice that glides would seem off
+    by about pi slope times the variance of t, and its harmonics by as many times that.
 
     Args:
         waveform: Recording (B, (T - 1) * hop_length), or longer.
-        f0: Its fundamental frequency in Hz (B, T); where there is none, any.
-        slope: How fast that moves in Hz per second (B, T), from `glide`.
+        pitch: Its pitch.
         hop_length: Samples between frames.
         sample_rate: In Hz.
         window: w, (N,), N even.
@@ -82,11 +79,11 @@ def fundamental_phase(
     Returns:
         Phi in [-pi, pi], (B, T).
     """
-    n_fft = len(window)
+    n_fft, f0, slope = len(window), pitch.f0[..., None], glide(pitch, hop_length, sample_rate)[..., None]
     padded = F.pad(waveform, (n_fft // 2, n_fft // 2))
     frames = padded.unfold(1, n_fft, hop_length)[:, : f0.shape[1]] * window
     time = torch.arange(-(n_fft // 2), n_fft // 2, device=f0.device) / sample_rate
-    angle = (2 * math.pi) * time * (f0[..., None] + slope[..., None] / 2 * time)
+    angle = (2 * math.pi) * time * (f0 + slope / 2 * time)
     return torch.atan2(-(frames * angle.sin()).sum(2), (frames * angle.cos()).sum(2))
 
 
@@ -101,30 +98,34 @@ class PulseTrain(Float32Buffers):
     The window's sum is 1, so that a harmonic has a peak of 1.
 
     Args:
+        hop_length: Samples between frames.
         sample_rate: In Hz.
         window: That of the STFT, (n_fft,), n_fft even.
 
     Shape:
-        pitch, slope and Phi (B, T) to a complex spectrum (B, n_fft / 2 + 1, T), 0 where nothing is voiced.
+        pitch and Phi (B, T) to a complex spectrum (B, n_fft / 2 + 1, T), 0 where nothing is voiced.
     """
 
-    def __init__(self, sample_rate: int, window: Tensor):
+    def __init__(self, hop_length: int, sample_rate: int, window: Tensor):
         super().__init__()
-        self.sample_rate, half = sample_rate, len(window) // 2
+        self.hop_length, self.sample_rate = hop_length, sample_rate
+        half = len(window) // 2
         self.register_buffer("time", torch.arange(-half, half) / sample_rate, persistent=False)
         self.register_buffer("window", window / window.sum(), persistent=False)
 
-    def forward(self, pitch: Pitch, slope: Tensor, phi: Tensor) -> Tensor:
-        return torch.fft.rfft(self.frames(pitch, slope, phi)).transpose(1, 2)
+    def forward(self, pitch: Pitch, phi: Tensor) -> Tensor:
+        return torch.fft.rfft(self.frames(pitch, phi)).transpose(1, 2)
 
-    @torch.no_grad()
-    def frames(self, pitch: Pitch, slope: Tensor, phi: Tensor) -> Tensor:
+    @torch.no_grad()  # the pitch is rounded, so none would go back through it
+    def frames(self, pitch: Pitch, phi: Tensor) -> Tensor:
         """The windowed frames (B, T, n_fft)."""
+        slope = glide(pitch, self.hop_length, self.sample_rate)
         f0, voiced, slope, phi = (part[..., None] for part in (*pitch, slope, phi))
         cycles = torch.addcmul(phi / (2 * math.pi), torch.addcmul(f0, slope / 2, self.time), self.time)
         cycles -= cycles.round()
         angle = cycles.abs_().clamp_(min=1e-6).mul_(math.pi)  # the sign is of no account, and 0 would give 0 / 0
-        n_terms = 2 * (self.sample_rate / 2 / f0).floor() + 1
+        # of two tensors: a number divided by one is multiplied by its reciprocal, which may fall short of the whole
+        n_terms = 2 * (torch.full_like(f0, self.sample_rate / 2) / f0).floor() + 1
         pulses = (n_terms * angle).sin_().div_(angle.sin_()).sub_(1)
         return pulses.mul_(self.window).mul_(voiced)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from apnet2_tts_plugin.network.convnext import Backbone, ConvNeXtBlock, FrameConv, GlobalResponseNorm
 from apnet2_tts_plugin.network.generator import AmplitudeRefiner, Generator, amplitude_and_spectrum
-from apnet2_tts_plugin.network.harmonics import glide, integrate
+from apnet2_tts_plugin.network.harmonics import integrate
 from apnet2_tts_plugin.network.pitch import Pitch
 
 # Of a matrix product. Fewer of them the libraries compute in another order; and a frequency rounded to the other side,
@@ -141,11 +141,10 @@ class PulseStream:
             self.kept = pitch
             return torch.zeros(len(pitch.f0), 0, generator.n_bins, dtype=torch.complex64, device=pitch.f0.device)
         phi = integrate(pitch.f0, generator.hop_length, generator.sample_rate, self.phi)
-        slope = glide(pitch, generator.hop_length, generator.sample_rate)
+        spectra = generator.pulses(pitch, phi.float())[:, :, complete].transpose(1, 2)
         first = complete.stop - 1
         self.kept, self.phi, self.n_behind = Pitch(*(part[:, first:] for part in pitch)), phi[:, first], 1
-        ready = Pitch(*(part[:, complete] for part in pitch))
-        return generator.pulses(ready, slope[:, complete], phi[:, complete].float()).transpose(1, 2)
+        return spectra
 
 
 class PitchPhaseStream:

@@ -11,7 +11,7 @@ from trainer import Trainer
 from apnet2_tts_plugin.config import Apnet2Config
 from apnet2_tts_plugin.network.discriminators import Discriminator
 from apnet2_tts_plugin.network.generator import Generator, Prediction
-from apnet2_tts_plugin.network.harmonics import fundamental_phase, glide
+from apnet2_tts_plugin.network.harmonics import fundamental_phase
 from apnet2_tts_plugin.network.pitch import Pitch
 from apnet2_tts_plugin.network.spectra import LogMel
 from apnet2_tts_plugin.training import distributed, losses
@@ -134,12 +134,11 @@ def predict(networks: Networks, part: MicroBatch) -> Prediction:
 
     So what is left to predict is a function of the envelope, which the mel shows, and not of where a period begins.
     """
-    generator, stft = networks.generator, networks.log_mel.stft
+    generator = networks.generator
     if part.f0 is None:
         return generator(part.features)
     pitch = Pitch(part.f0.clamp(min=generator.pitch.f0_min), (part.f0 > 0).float())
-    times = stft.hop_length, generator.sample_rate
-    phi = fundamental_phase(part.waveform, pitch.f0, glide(pitch, *times), *times, stft.window)
+    phi = fundamental_phase(part.waveform, pitch, generator.hop_length, generator.sample_rate, generator.istft.window)
     return generator(part.features, pitch, phi)
 
 
