@@ -120,6 +120,12 @@ def test_the_pulses_are_the_sum_of_all_harmonics(f0, slope, win_length):
     assert not pulses[:, 3].any()
 
 
+def test_the_pulses_have_no_weights_and_stay_in_float32():
+    network = model().bfloat16()
+    assert network.generator.pulses.window.dtype == network.generator.pulses.time.dtype == torch.float32
+    assert not any("pulses" in name for name in network.state_dict())
+
+
 def test_the_slope_of_the_pitch():
     f0 = torch.tensor([[100.0, 102.0, 106.0, 300.0, 200.0, 190.0]])
     voiced = torch.tensor([[1.0, 1.0, 1.0, 0.0, 1.0, 1.0]])

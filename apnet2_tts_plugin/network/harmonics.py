@@ -66,8 +66,8 @@ def glide(pitch: Pitch, hop_length: int, sample_rate: int) -> Tensor:
 def fundamental_phase(waveform: Tensor, pitch: Pitch, hop_length: int, sample_rate: int, window: Tensor) -> Tensor:
     """Phi of a recording: the angle of sum_n w_n x[k hop_length + n] exp(-2 pi i (f0_k t_n + slope_k t_n^2 / 2)).
 
-    n is from -N/2 to N/2 - 1, t_n = n / sample_rate, and slope from `glide`. Without it a voice that glides would seem off
-    by about pi slope times the variance of t, and its harmonics by as many times that.
+    n is from -N/2 to N/2 - 1, t_n = n / sample_rate, and slope from `glide`. Without it a voice that glides would seem
+    off by about pi slope times the variance of t, and its harmonics by as many times that.
 
     Args:
         waveform: Recording (B, (T - 1) * hop_length), or longer.
