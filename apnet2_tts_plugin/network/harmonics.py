@@ -121,9 +121,10 @@ class PulseTrain(Float32Buffers):
         """The windowed frames (B, T, n_fft)."""
         slope = glide(pitch, self.hop_length, self.sample_rate)
         f0, voiced, slope, phi = (part[..., None] for part in (*pitch, slope, phi))
-        cycles = torch.addcmul(phi / (2 * math.pi), torch.addcmul(f0, slope / 2, self.time), self.time)
-        cycles -= cycles.round()
-        angle = cycles.abs_().clamp_(min=1e-6).mul_(math.pi)  # the sign is of no account, and 0 would give 0 / 0
+        # in float64, as the error of a cycle counts H times; the sign is of no account, and 0 would give 0 / 0
+        time = self.time.double()
+        cycles = torch.addcmul(phi.double() / (2 * math.pi), torch.addcmul(f0.double(), slope.double() / 2, time), time)
+        angle = (cycles - cycles.round()).float().abs_().clamp_(min=1e-6).mul_(math.pi)
         # of two tensors: a number divided by one is multiplied by its reciprocal, which may fall short of the whole
         n_terms = 2 * (torch.full_like(f0, self.sample_rate / 2) / f0).floor() + 1
         pulses = (n_terms * angle).sin_().div_(angle.sin_()).sub_(1)
