@@ -194,17 +194,18 @@ def test_without_iterations_nothing_changes():
 
 
 @pytest.mark.parametrize(
-    ("settings", "atol"),
+    "settings",
     [
-        ({}, 3e-5),  # where two iterations nearly cancel, rounding turns the angle far: 1.4e-5
-        ({"consistency_iterations": 1}, 1e-5),
-        ({"consistency_iterations": 0}, 1e-5),
-        ({"f0_min": 70.0, "consistency_iterations": 1}, 1e-5),
+        {},
+        {"consistency_iterations": 1},
+        {"consistency_iterations": 0},
+        {"f0_min": 70.0, "consistency_iterations": 1},
+        {"f0_min": 70.0},
     ],
     ids=str,
 )
-def test_padded_batches_equal_single_runs(settings, atol):
-    check_batches(tiny.half_voiced(model(**settings), batch()), atol)
+def test_padded_batches_equal_single_runs(settings):
+    check_batches(tiny.half_voiced(model(**settings), batch()))
 
 
 def test_iterations_serve_the_published_networks_too():
