@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 
 AMPLITUDE_STARTS = ("mel", "pseudo_inverse")
 PHASE_STARTS = ("none", "pitch", "latent")
-MAX_ITERATIONS = 1000  # of fast Griffin-Lim; a thousand change nothing any more
+CONSISTENCY_TARGETS = ("amplitude", "mel")
+MAX_ITERATIONS = 1000  # a thousand change nothing any more
 RESPONSE_NORMS = ("sentence", "none")
 INPUT_FEATURES = ("mel", "latent")
 EVAL_METRICS = ("pesq", "stoi")
@@ -220,8 +221,10 @@ class Apnet2Config(BaseVocoderConfig):
             its last hidden layer. Defaults to `PredictorConfig()`.
         f0_min (float): Lowest fundamental frequency in Hz. Defaults to 50.0.
         f0_max (float): Highest fundamental frequency in Hz. Defaults to 800.0.
-        consistency_iterations (int): Iterations of fast Griffin-Lim with the predicted amplitude behind the generator,
-            in training too; `APNET2_ITERATIONS` in the environment changes them for use. Defaults to 0.
+        consistency_iterations (int): Iterations behind the networks, in training too, towards the spectrum of a
+            waveform; `APNET2_ITERATIONS` in the environment changes them for use. Defaults to 0.
+        consistency_target (str): What they keep, the predicted "amplitude" (fast Griffin-Lim), or the energies of the
+            "mel" that the generator is given or predicts. Defaults to "amplitude".
         runtime (str): How it computes in use, see `network.runtime`: "eager", "packed", "bfloat16", "int8" or "auto";
             `APNET2_RUNTIME` in the environment goes before it, and without either it is "eager". Defaults to None.
         f0_path (str): Folder for the pitch of the recordings, found once before training with phase_start "pitch";
@@ -293,6 +296,7 @@ class Apnet2Config(BaseVocoderConfig):
     f0_min: float = 50.0
     f0_max: float = 800.0
     consistency_iterations: int = 0
+    consistency_target: str = "amplitude"
     runtime: str | None = None
     f0_path: str = ""
     noise_seed: int = 0
@@ -418,6 +422,10 @@ class Apnet2Config(BaseVocoderConfig):
         _require(fits, "f0_min", self.f0_min, allowed)
         iterations = self.consistency_iterations
         _require(0 <= iterations <= MAX_ITERATIONS, "consistency_iterations", iterations, f"0 to {MAX_ITERATIONS}")
+        target = self.consistency_target
+        _require(target in CONSISTENCY_TARGETS, "consistency_target", target, CONSISTENCY_TARGETS)
+        fits = target != "mel" or self.input_features == "mel" or self.predicts_mel
+        _require(fits, "consistency_target", target, "'amplitude' where amplitude_start 'mel' takes a latent")
 
     def _check_input(self) -> None:
         _require(self.input_features in INPUT_FEATURES, "input_features", self.input_features, INPUT_FEATURES)

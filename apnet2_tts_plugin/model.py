@@ -251,7 +251,7 @@ class Apnet2(BaseVocoder):
             return
         if not str(iterations).isdecimal() or int(iterations) > MAX_ITERATIONS:
             raise ConfigError(f"consistency_iterations: {iterations!r}, expected 0 to {MAX_ITERATIONS}")
-        self.generator.griffin_lim.iterations = int(iterations)
+        self.generator.consistency.iterations = int(iterations)
 
     def load_checkpoint(
         self,

@@ -19,7 +19,7 @@ from apnet2_tts_plugin.export import write
 from apnet2_tts_plugin.export.graph import GraphGenerator
 from apnet2_tts_plugin.export.spectra import RealDFT, RealSpectra
 from apnet2_tts_plugin.model import Apnet2
-from apnet2_tts_plugin.network.consistency import FastGriffinLim
+from apnet2_tts_plugin.network.consistency import Analysis
 from apnet2_tts_plugin.network.spectra import ISTFT
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "export.md"
@@ -30,6 +30,7 @@ MODELS = {
         tiny.model(**pitch_config(consistency_iterations=1)),
         torch.randn(1, 80, 50, generator=torch.Generator().manual_seed(1)) - 4,
     ),
+    "mel kept": lambda: tiny.model(pools=True, consistency_iterations=2, consistency_target="mel"),
     "latent": lambda: tiny.model(input_features="latent"),
     "phase of latent": lambda: Apnet2(latent_config(phase_start="latent")).eval(),
 }
@@ -55,10 +56,10 @@ def test_transform_of_real_frames(n_fft):
 def test_spectra_are_those_of_the_model(sizes, n_frames):
     istft = ISTFT(*sizes)
     real, imag = torch.randn(2, 2, sizes[0] // 2 + 1, n_frames, generator=torch.Generator().manual_seed(0))
-    spectra, griffin_lim = RealSpectra(istft), FastGriffinLim(istft, sizes[1], 1)
+    spectra, analysis = RealSpectra(istft), Analysis(istft, sizes[1])
     waveform = istft(torch.complex(real, imag))
     torch.testing.assert_close(spectra.waveform(real, imag), waveform, atol=1e-5, rtol=0)
-    expected = griffin_lim._stft(waveform, None)
+    expected = analysis.stft(waveform)
     torch.testing.assert_close(torch.complex(*spectra.spectrum(waveform)), expected, atol=1e-4, rtol=0)
 
 

@@ -17,7 +17,6 @@ from apnet2_tts_plugin.config import Apnet2AudioConfig, PredictorConfig
 from apnet2_tts_plugin.errors import ConfigError, DataError, MissingPackageError
 from apnet2_tts_plugin.metrics.envelope import frame_line_db
 from apnet2_tts_plugin.network import harmonics
-from apnet2_tts_plugin.network.consistency import FastGriffinLim
 from apnet2_tts_plugin.network.harmonics import (
     NOISE_PERIOD,
     NoisePhase,
@@ -146,7 +145,7 @@ def test_sound_does_not_gather_at_the_frames(f0):
     pulses = generator.pulses(pitch, integrate(pitch.f0, HOP, RATE).float())
     parts, pulses = parts.flatten(1, 2), (pulses.real, pulses.imag)
     z = torch.complex(*generator.phase.combine(parts, pulses, generator.noise(400))).sgn()
-    waveform = generator.istft(generator.griffin_lim(torch.ones_like(z.real), z))[0].numpy()
+    waveform = generator.istft(generator.consistency(z, torch.ones_like(z.real)))[0].numpy()
     assert frame_line_db(waveform, RATE) < 2  # at 110 Hz 13.6 by the phases of the pulses alone
 
 
@@ -171,28 +170,6 @@ def test_integration_does_not_drift_over_ten_minutes():
     assert angle(integrate(frequency, HOP, RATE)[0] - expected).max() < 1e-5
 
 
-def test_consistency_is_librosas_griffin_lim():
-    rng = np.random.default_rng(0)
-    waveform = 0.1 * rng.normal(size=40 * HOP).astype(np.float32)
-    spectrum = STFT(FFT, HOP, FFT)(torch.from_numpy(waveform)[None])
-    start = torch.polar(spectrum.abs(), torch.from_numpy(rng.uniform(0, 2 * np.pi, spectrum.shape)).float())
-    istft = ISTFT(FFT, HOP, FFT)
-    ours = istft(FastGriffinLim(istft, HOP, 3)(start.abs(), start))[0].numpy()
-    angles, previous, momentum = np.exp(1j * np.angle(start[0])), 0.0, 0.99 / 1.99
-    magnitude = spectrum.abs()[0].numpy()
-    settings = dict(n_fft=FFT, hop_length=HOP)
-    for _ in range(3):
-        rebuilt = librosa.stft(librosa.istft(magnitude * angles, **settings), pad_mode="reflect", **settings)
-        angles = rebuilt - momentum * previous
-        angles, previous = angles / (np.abs(angles) + 1e-16), rebuilt
-    np.testing.assert_allclose(ours, librosa.istft(magnitude * angles, **settings), atol=1e-3 * np.abs(ours).max())
-
-
-def test_without_iterations_nothing_changes():
-    spectrum = torch.randn(1, 513, 5, dtype=torch.complex64)
-    assert FastGriffinLim(ISTFT(FFT, HOP, FFT), HOP, 0)(spectrum.abs(), spectrum) is spectrum
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -201,6 +178,7 @@ def test_without_iterations_nothing_changes():
         {"consistency_iterations": 0},
         {"f0_min": 70.0, "consistency_iterations": 1},
         {"f0_min": 70.0},
+        {"consistency_target": "mel"},
     ],
     ids=str,
 )
@@ -294,6 +272,11 @@ def test_pitch_between_its_times(tmp_path):
         ({"f0_min": 0.0}, "f0_min: 0.0"),
         ({"f0_max": 20.0}, "f0_min: 50.0"),
         ({"consistency_iterations": -1}, "consistency_iterations: -1"),
+        ({"consistency_target": "phase"}, "consistency_target: 'phase'"),
+        (
+            {"consistency_target": "mel", "input_features": "latent", "amplitude_start": "mel"},
+            "consistency_target: 'mel', expected 'amplitude'",
+        ),
         ({"phase": dict(response_norm="batch")}, "phase.response_norm: 'batch'"),
         ({"pitch": dict(look_ahead=-2)}, "pitch.look_ahead: -2"),
     ],

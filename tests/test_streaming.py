@@ -51,6 +51,7 @@ def cut(mel, sizes):
     [
         {"phase_start": "pitch", "amplitude_start": "pseudo_inverse", "consistency_iterations": 1},
         {"phase_start": "pitch", "consistency_iterations": 3, "look_ahead": 0},
+        {"phase_start": "pitch", "consistency_iterations": 2, "consistency_target": "mel", "look_ahead": 2},
         {"consistency_iterations": 0},
         {"amplitude_start": "pseudo_inverse", "look_ahead": -1},
     ],

@@ -4,11 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from apnet2_tts_plugin.export.spectra import RealSpectra
-from apnet2_tts_plugin.network.consistency import MOMENTUM
+from apnet2_tts_plugin.network.consistency import FLOOR, MOMENTUM, MelConsistency
 from apnet2_tts_plugin.network.generator import Generator
 from apnet2_tts_plugin.network.harmonics import integrate
-
-FLOOR = 1e-8  # of a length that is divided by
 
 
 class GraphGenerator(nn.Module):
@@ -34,7 +32,7 @@ class GraphGenerator(nn.Module):
         amplitude = self.generator.amplitude(mel).exp()
         real, imag, *pitch = self._phase(latent if self.generator.phase_from_latent else mel)
         real, imag = _with_amplitude(amplitude, real, imag)
-        return self.spectra.waveform(*self._consistent(amplitude, real, imag)), *pitch
+        return self.spectra.waveform(*self._consistent(real, imag, amplitude, mel)), *pitch
 
     def _phase(self, mel: Tensor) -> tuple[Tensor, ...]:
         """Pseudo real and imaginary parts, and the pitch that they start from, if they do."""
@@ -46,11 +44,18 @@ class GraphGenerator(nn.Module):
         pulses = tuple(part.transpose(1, 2) for part in self.spectra.dft(generator.pulses.frames(pitch, phi)))
         return *generator.phase(mel, pitch, pulses, generator.noise(mel.shape[2])), *pitch
 
-    def _consistent(self, amplitude: Tensor, real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
-        """The spectrum after the iterations of `FastGriffinLim`."""
+    def _consistent(self, real: Tensor, imag: Tensor, amplitude: Tensor, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """The spectrum after the consistency iterations."""
+        consistency = self.generator.consistency
+        if isinstance(consistency, MelConsistency):
+            for _ in range(consistency.iterations):
+                real, imag = self.spectra.spectrum(self.spectra.waveform(real, imag))
+                gain = consistency.gain(_size(real, imag), amplitude, mel)
+                real, imag = real * gain, imag * gain
+            return real, imag
         momentum = MOMENTUM / (1 + MOMENTUM)
         before_real, before_imag = torch.zeros_like(real), torch.zeros_like(imag)
-        for _ in range(self.generator.griffin_lim.iterations):
+        for _ in range(consistency.iterations):
             new_real, new_imag = self.spectra.spectrum(self.spectra.waveform(real, imag))
             real, imag = _with_amplitude(
                 amplitude, new_real - momentum * before_real, new_imag - momentum * before_imag
@@ -61,5 +66,9 @@ class GraphGenerator(nn.Module):
 
 def _with_amplitude(amplitude: Tensor, real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
     """The numbers of these angles, with another amplitude."""
-    scale = amplitude / (real.square() + imag.square()).sqrt().clamp(min=FLOOR)
+    scale = amplitude / _size(real, imag)
     return real * scale, imag * scale
+
+
+def _size(real: Tensor, imag: Tensor) -> Tensor:
+    return (real.square() + imag.square()).sqrt().clamp(min=FLOOR)

@@ -55,7 +55,7 @@ class RealDFT(nn.Module):
 
 
 class RealSpectra(nn.Module):
-    """What `ISTFT` and the STFT of `FastGriffinLim` do to whole batches, on real and imaginary parts.
+    """What `ISTFT` and the STFT of `consistency.Analysis` do to whole batches, on real and imaginary parts.
 
     Args:
         istft: The inverse STFT, for its sizes and window.

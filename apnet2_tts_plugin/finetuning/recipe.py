@@ -32,6 +32,7 @@ INHERITED = (  # of the vocoder to start from: sizes, analysis and losses
     "f0_min",
     "f0_max",
     "consistency_iterations",
+    "consistency_target",
     "noise_seed",
     "input_features",
     "latent_channels",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
-from apnet2_tts_plugin.network.consistency import FastGriffinLim
+from apnet2_tts_plugin.network.consistency import FastGriffinLim, MelConsistency
 from apnet2_tts_plugin.network.convnext import Backbone, ConvNeXtBlock, RowConv, look_aheads, masked, output_conv
 from apnet2_tts_plugin.network.harmonics import NoisePhase, PulseTrain, integrate
 from apnet2_tts_plugin.network.pitch import Pitch, PitchPredictor
@@ -197,13 +197,15 @@ class Generator(nn.Module):
         n_inputs = audio.num_mels if config.predicts_mel else config.n_inputs
         n_bins = audio.fft_size // 2 + 1
         self.hop_length, self.sample_rate, self.n_bins = audio.hop_length, audio.sample_rate, n_bins
+        basis = mel_basis(audio.sample_rate, audio.fft_size, audio.num_mels, audio.mel_fmin, audio.mel_fmax)
         if config.amplitude_start == "pseudo_inverse":
-            basis = mel_basis(audio.sample_rate, audio.fft_size, audio.num_mels, audio.mel_fmin, audio.mel_fmax)
             self.amplitude = AmplitudeRefiner(basis, config.amplitude)
         else:
             self.amplitude = AmplitudePredictor(n_inputs, n_bins, config.amplitude)
         self.istft = ISTFT(audio.fft_size, audio.hop_length, audio.win_length)
-        self.griffin_lim = FastGriffinLim(self.istft, audio.hop_length, config.consistency_iterations)
+        iterations = (self.istft, audio.hop_length, config.consistency_iterations)
+        keeps_mel = config.consistency_target == "mel"
+        self.consistency = MelConsistency(*iterations, basis) if keeps_mel else FastGriffinLim(*iterations)
         self.phase_from_latent = config.phase_start == "latent"
         self.pitch = None
         if config.phase_start == "pitch":
@@ -238,7 +240,7 @@ class Generator(nn.Module):
             phase = torch.atan2(imag.float(), real.float())
             amplitude = log_amplitude.exp()
             spectrum = torch.complex(amplitude * phase.cos(), amplitude * phase.sin())
-            waveform = self.istft(self.griffin_lim(amplitude, spectrum))
+            waveform = self.istft(self.consistency(spectrum, amplitude, mel))
             phasor = torch.complex(real.float(), imag.float())
             pitch_logits, voicing_logits = logits or (None, None)
             return Prediction(
@@ -272,7 +274,7 @@ class Generator(nn.Module):
         with torch.autocast(mel.device.type, enabled=False):
             amplitude, spectrum = amplitude_and_spectrum(log_amplitude, real, imag)
             mask = None if mask is None else mask.float()
-            waveform = self.istft(self.griffin_lim(amplitude, spectrum, mask, lengths), mask)
+            waveform = self.istft(self.consistency(spectrum, amplitude, mel, mask, lengths), mask)
         if lengths is not None:
             samples = torch.arange(waveform.shape[1], device=mel.device)
             waveform = waveform.masked_fill(samples >= (lengths[:, None] - 1) * self.hop_length, 0.0)

@@ -171,7 +171,7 @@ class PitchPhaseStream:
 
 
 class WaveformStream:
-    """The iterations of fast Griffin-Lim and the inverse STFT, which overlap the frames.
+    """The consistency iterations and the inverse STFT, which overlap the frames.
 
     A sample depends on `reach` frames to either side of its own: half a window for the inverse STFT, and for each
     iteration that and half a window for the STFT.
@@ -180,26 +180,25 @@ class WaveformStream:
     def __init__(self, generator: Generator):
         self.generator = generator
         half_window = -(-generator.istft.n_fft // (2 * generator.hop_length))
-        self.reach = generator.griffin_lim.iterations * (2 * half_window - 1) + half_window
-        self.kept: tuple[Tensor, Tensor] | None = None
+        self.reach = generator.consistency.iterations * (2 * half_window - 1) + half_window
+        self.kept: tuple[Tensor, ...] | None = None
         self.n_behind = 0  # frames among the kept ones whose samples are out
 
-    def push(self, amplitude: Tensor, spectrum: Tensor, last: bool) -> Tensor:
+    def push(self, spectrum: Tensor, amplitude: Tensor, mel: Tensor, last: bool) -> Tensor:
         """Samples (B, N) that are complete now; with `last` all that are left."""
+        frames = spectrum, amplitude, mel
         if self.kept is not None:
-            amplitude, spectrum = (
-                torch.cat(pair, dim=1) for pair in zip(self.kept, (amplitude, spectrum), strict=True)
-            )
-        n_frames = spectrum.shape[1]
+            frames = tuple(torch.cat(pair, dim=1) for pair in zip(self.kept, frames, strict=True))
+        n_frames = frames[0].shape[1]
         end = n_frames - 1 if last else n_frames - self.reach
         if end <= self.n_behind:
-            self.kept = amplitude, spectrum
+            self.kept = frames
             return torch.zeros(len(spectrum), 0, device=spectrum.device)
         generator, hop_length = self.generator, self.generator.hop_length
-        waveform = generator.istft(generator.griffin_lim(amplitude.transpose(1, 2), spectrum.transpose(1, 2)))
+        waveform = generator.istft(generator.consistency(*(part.transpose(1, 2) for part in frames)))
         waveform = waveform[:, self.n_behind * hop_length : end * hop_length]
         first = max(end - self.reach, 0)
-        self.kept, self.n_behind = (amplitude[:, first:], spectrum[:, first:]), end - first
+        self.kept, self.n_behind = tuple(part[:, first:] for part in frames), end - first
         return waveform
 
 
@@ -232,7 +231,7 @@ class GeneratorStream:
             self.phase = PitchPhaseStream(generator)
         else:
             self.phase = BackboneStream(phase.backbone, phase.real_conv, phase.imag_conv)
-        self.spectra = Frames(3)
+        self.spectra_and_mel = Frames(4)
         self.waveform = WaveformStream(generator)
 
     @torch.inference_mode()
@@ -250,8 +249,9 @@ class GeneratorStream:
         if self.mel is not None:
             (frames,) = self.mel.push(frames, last)
         phase = self.phase.push(latent if self.generator.phase_from_latent else frames, last)
-        log_amplitude, real, imag = self.spectra.push(*self.amplitude.push(frames, last), *phase)
-        return self.waveform.push(*amplitude_and_spectrum(log_amplitude, real, imag), last)
+        *spectra, frames = self.spectra_and_mel.push(*self.amplitude.push(frames, last), *phase, frames)
+        amplitude, spectrum = amplitude_and_spectrum(*spectra)
+        return self.waveform.push(spectrum, amplitude, frames, last)
 
 
 class WindowStream:
