@@ -159,23 +159,23 @@ def _streamable(channels: int, hidden_channels: int, blocks: int, look_ahead: in
 
 
 def _from_pitch(**predictors: PredictorConfig) -> dict[str, Any]:
-    starts = dict(amplitude_start="pseudo_inverse", phase_start="pitch", consistency_iterations=1)
-    return starts | predictors
+    starts = dict(amplitude_start="pseudo_inverse", phase_start="pitch")
+    return starts | dict(consistency_iterations=2, consistency_target="mel") | predictors
 
 
 PRESETS = {
     "base": {},
     "freev": dict(amplitude_start="pseudo_inverse", amplitude=PredictorConfig(channels=513, blocks=1)),
-    # Frames ahead: four for the pitch, three for the phase that starts from it, three for the iteration and two for the
-    # inverse STFT are twelve in all. The amplitude may see nearly as many as pitch and phase together.
+    # Frames ahead: four for the pitch, none more for the phase that starts from it, three for each iteration and two for
+    # the inverse STFT are twelve in all. The amplitude may see as many as the pitch.
     "pitch": _from_pitch(
-        amplitude=_streamable(513, 512, 2, look_ahead=6),
-        phase=_streamable(192, 384, 3, look_ahead=3, output_kernel_size=1),
+        amplitude=_streamable(513, 512, 2, look_ahead=4),
+        phase=_streamable(192, 384, 3, look_ahead=0, output_kernel_size=1),
         pitch=_streamable(160, 320, 4, look_ahead=4, output_kernel_size=1),
     ),
     "tiny": _from_pitch(
-        amplitude=_streamable(513, 224, 2, look_ahead=6),
-        phase=_streamable(128, 256, 2, look_ahead=3, output_kernel_size=1),
+        amplitude=_streamable(513, 224, 2, look_ahead=4),
+        phase=_streamable(128, 256, 2, look_ahead=0, output_kernel_size=1),
         pitch=_streamable(96, 192, 3, look_ahead=4, output_kernel_size=1),
     ),
 }
