@@ -166,8 +166,8 @@ def _from_pitch(**predictors: PredictorConfig) -> dict[str, Any]:
 PRESETS = {
     "base": {},
     "freev": dict(amplitude_start="pseudo_inverse", amplitude=PredictorConfig(channels=513, blocks=1)),
-    # Frames ahead: four for the pitch, none more for the phase that starts from it, three for each iteration and two for
-    # the inverse STFT are twelve in all. The amplitude may see as many as the pitch.
+    # Frames ahead: four for the pitch, none more for the phase that starts from it, three for each iteration and two
+    # for the inverse STFT are twelve in all. The amplitude may see as many as the pitch.
     "pitch": _from_pitch(
         amplitude=_streamable(513, 512, 2, look_ahead=4),
         phase=_streamable(192, 384, 3, look_ahead=0, output_kernel_size=1),

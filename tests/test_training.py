@@ -168,14 +168,15 @@ def test_a_cosine_is_down_to_nothing_when_the_last_epoch_ends(
 
 @pytest.mark.parametrize(
     ("preset", "start", "iterations"),
-    [("base", "pitch", 2), ("freev", "pitch", 2), ("pitch", "pitch", 1), ("tiny", "", 1), ("base", "none", 0)],
+    [("base", "pitch", 2), ("freev", "pitch", 2), ("pitch", "pitch", 2), ("tiny", "", 2), ("base", "none", 0)],
 )
-def test_a_phase_that_starts_from_the_pitch_has_the_iterations_of_its_preset(
+def test_with_a_phase_that_starts_from_the_pitch_iterations_keep_the_mel(
     preset, start, iterations, corpus, monkeypatch
 ):
     module = scripts.load(scripts.RECIPES / "ljspeech" / "apnet2" / "train_apnet2.py", monkeypatch)
     settings = ["--data_path", str(corpus), "--eval_split_size", "1", "--preset", preset, "--phase_start", start]
-    assert module.make_config(module.parse_args(settings)).consistency_iterations == iterations
+    config = module.make_config(module.parse_args(settings))
+    assert (config.consistency_iterations, config.consistency_target == "mel") == (iterations, iterations > 0)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "grad_accum_steps", "segments_per_file", "eval_split_size", "steps"])

@@ -80,8 +80,8 @@ class MelConsistency(Float32Buffers):
         basis = torch.from_numpy(basis)
         total = basis.sum(dim=0)
         self.register_buffer("basis", basis, persistent=False)
-        self.register_buffer("spread", (basis / total.clamp(min=FLOOR)).T.contiguous(), persistent=False)
-        self.register_buffer("covered", (total > 0)[:, None], persistent=False)
+        self.register_buffer("shares", basis / total.clamp(min=FLOOR), persistent=False)
+        self.register_buffer("covered", total > 0, persistent=False)
 
     def forward(
         self,
@@ -99,9 +99,10 @@ class MelConsistency(Float32Buffers):
 
     def gain(self, size: Tensor, amplitude: Tensor, mel: Tensor) -> Tensor:
         """What a spectrum of the amplitude `size` is multiplied by, (B, n_bins, T)."""
-        missing = mel.float() - (self.basis @ size).clamp(min=MEL_FLOOR).log()
-        in_bands = (self.spread @ missing.clamp(-MAX_LOG_GAIN, MAX_LOG_GAIN)).exp()
-        return torch.where(self.covered, in_bands, amplitude / size)
+        size, amplitude, mel = (part.transpose(1, 2) for part in (size, amplitude, mel.float()))  # bins last in memory
+        missing = mel - (size @ self.basis.T).clamp(min=MEL_FLOOR).log()
+        in_bands = (missing.clamp(-MAX_LOG_GAIN, MAX_LOG_GAIN) @ self.shares).exp()
+        return torch.where(self.covered, in_bands, amplitude / size).transpose(1, 2)
 
 
 class Analysis(nn.Module):

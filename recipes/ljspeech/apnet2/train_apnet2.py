@@ -42,7 +42,7 @@ def make_config(args: Args) -> Apnet2Config:
     if args.phase_start:
         settings["phase_start"] = args.phase_start
     if args.phase_start == "pitch" and PRESETS.get(args.preset, {}).get("phase_start") != "pitch":
-        settings["consistency_iterations"] = 2
+        settings |= dict(consistency_iterations=2, consistency_target="mel")
     return Apnet2Config.preset(
         args.preset,
         run_name="apnet2_ljspeech",
