@@ -81,8 +81,8 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--iterations",
         type=natural_number,
         metavar="N",
-        help="iterations behind the networks, towards the mel or, in models without a pitch, by fast Griffin-Lim "
-        "towards the predicted amplitude (as the model says)",
+        help="iterations behind the networks, towards the mel, or by fast Griffin-Lim towards the predicted "
+        "amplitude, whichever the model has (as the model says)",
     )
     vocode.add_argument(
         "--runtime",

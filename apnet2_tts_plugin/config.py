@@ -166,17 +166,17 @@ def _from_pitch(**predictors: PredictorConfig) -> dict[str, Any]:
 PRESETS = {
     "base": {},
     "freev": dict(amplitude_start="pseudo_inverse", amplitude=PredictorConfig(channels=513, blocks=1)),
-    # Frames ahead: four for the pitch, none more for the phase that starts from it, three for each iteration and two
-    # for the inverse STFT are twelve in all. The amplitude may see as many as the pitch.
+    # Frames ahead: three for the pitch, one for how it glides or for the phase predictor, three for each iteration and
+    # two for the inverse STFT are twelve in all. The amplitude may see as many as pitch and phase together.
     "pitch": _from_pitch(
         amplitude=_streamable(513, 512, 2, look_ahead=4),
-        phase=_streamable(192, 384, 3, look_ahead=0, output_kernel_size=1),
-        pitch=_streamable(160, 320, 4, look_ahead=4, output_kernel_size=1),
+        phase=_streamable(192, 384, 3, look_ahead=1, output_kernel_size=1),
+        pitch=_streamable(160, 320, 4, look_ahead=3, output_kernel_size=1),
     ),
     "tiny": _from_pitch(
         amplitude=_streamable(513, 224, 2, look_ahead=4),
-        phase=_streamable(128, 256, 2, look_ahead=0, output_kernel_size=1),
-        pitch=_streamable(96, 192, 3, look_ahead=4, output_kernel_size=1),
+        phase=_streamable(128, 256, 2, look_ahead=1, output_kernel_size=1),
+        pitch=_streamable(96, 192, 3, look_ahead=3, output_kernel_size=1),
     ),
 }
 
@@ -223,8 +223,9 @@ class Apnet2Config(BaseVocoderConfig):
         f0_max (float): Highest fundamental frequency in Hz. Defaults to 800.0.
         consistency_iterations (int): Iterations behind the networks, in training too, towards the spectrum of a
             waveform; `APNET2_ITERATIONS` in the environment changes them for use. Defaults to 0.
-        consistency_target (str): What they keep, the predicted "amplitude" (fast Griffin-Lim), or the energies of the
-            "mel" that the generator is given or predicts. Defaults to "amplitude".
+        consistency_target (str): What they keep: the predicted "amplitude" (fast Griffin-Lim); or the "mel" that the
+            generator is given or predicts, whose bands are then as loud as it says, whatever was predicted. Defaults
+            to "amplitude".
         runtime (str): How it computes in use, see `network.runtime`: "eager", "packed", "bfloat16", "int8" or "auto";
             `APNET2_RUNTIME` in the environment goes before it, and without either it is "eager". Defaults to None.
         f0_path (str): Folder for the pitch of the recordings, found once before training with phase_start "pitch";

@@ -8,10 +8,10 @@ import torch
 from test_pitch_start import pitch_config
 
 
-@pytest.fixture
-def generator():
+@pytest.fixture(params=["amplitude", "mel"])
+def generator(request):
     torch._dynamo.reset()
-    return tiny.model(**pitch_config(consistency_iterations=1)).generator
+    return tiny.model(**pitch_config(consistency_iterations=1, consistency_target=request.param)).generator
 
 
 def random_mel(n_frames: int) -> torch.Tensor:

@@ -86,12 +86,19 @@ def test_gains_are_those_of_the_bands():
 def test_silence_and_noise_where_there_is_none(fmax):
     """No division by nothing, and no more than 26 dB at once."""
     consistency, floor = mel_consistency(2, fmax), torch.full((1, 80, 9), np.log(1e-5).astype(np.float32))
-    silence = torch.zeros(1, FFT // 2 + 1, 9, dtype=torch.complex64, requires_grad=True)
-    after = consistency(silence, silence.abs(), floor + 8)
+    shape = 1, FFT // 2 + 1, 9
+    silence = torch.zeros(shape, dtype=torch.complex64)
+    assert consistency(silence, silence.abs(), floor + 8).abs().max() < 1e-4
+    hiss = 1e-7 * torch.randn(shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    hiss.requires_grad_()
+    after = consistency(hiss, hiss.detach().abs(), floor + 8)
     after.abs().sum().backward()
-    assert after.abs().max() < 1e-4 and silence.grad.isfinite().all()
-    noise = torch.ones(1, FFT // 2 + 1, 9, dtype=torch.complex64)
-    assert consistency(noise, noise.abs() * 0.01, floor).isfinite().all()
+    assert hiss.grad.isfinite().all() and 0 < hiss.grad.abs().max() < 1e6
+    for level, gain in ((8, np.exp(3)), (-8, np.exp(-3))):
+        size = torch.ones(shape) if level < 0 else torch.full(shape, 1e-6)
+        given = (consistency.basis @ size).clamp(min=1e-5).log() + level
+        expected = torch.full((int(consistency.covered.sum()), 9), gain, dtype=torch.float32)
+        torch.testing.assert_close(consistency.gain(size, size, given)[0, consistency.covered], expected)
 
 
 def test_without_iterations_nothing_changes(speech):

@@ -33,6 +33,7 @@ MODELS = {
     "mel kept": lambda: tiny.model(pools=True, consistency_iterations=2, consistency_target="mel"),
     "latent": lambda: tiny.model(input_features="latent"),
     "phase of latent": lambda: Apnet2(latent_config(phase_start="latent")).eval(),
+    "mel of latent kept": lambda: Apnet2(latent_config(consistency_iterations=1, consistency_target="mel")).eval(),
 }
 
 

@@ -9,8 +9,9 @@ import tiny
 import torch
 
 from apnet2_tts_plugin import load_model, vocode
-from apnet2_tts_plugin.config import PredictorConfig
+from apnet2_tts_plugin.config import Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.errors import DataError
+from apnet2_tts_plugin.model import Apnet2
 from apnet2_tts_plugin.network.generator import Generator
 from apnet2_tts_plugin.network.streaming import GeneratorStream, WindowStream, open_stream
 from apnet2_tts_plugin.vocode import FileVocoder
@@ -103,8 +104,11 @@ def test_each_frame_brings_a_hop_after_the_look_ahead(settings, look_ahead):
     assert heard == [0] * look_ahead + [HOP] * (20 - look_ahead)
 
 
-def test_the_bundled_model_looks_twelve_frames_ahead():
-    stream = open_stream(load_model(store.BUNDLED / "apnet2").generator)
+@pytest.mark.parametrize("generator", ["apnet2", "apnet2-tiny", "preset:pitch", "preset:tiny"])
+def test_the_bundled_models_and_their_presets_look_twelve_frames_ahead(generator):
+    kind, _, preset = generator.partition(":")
+    model = Apnet2(Apnet2Config.preset(preset)).eval() if preset else load_model(store.BUNDLED / kind)
+    stream = open_stream(model.generator)
     assert isinstance(stream, GeneratorStream)
     assert [stream.push(frame).shape[1] for frame in random_mel(14).split(1, dim=2)] == [0] * 12 + [HOP] * 2
 

@@ -163,7 +163,8 @@ def make_config(args: FinetuningArgs, source: Apnet2Config, run_name: str, recor
     if args.extraction_batch_size < 1:
         raise FinetuningError(f"--extraction_batch_size: {args.extraction_batch_size}, expected at least 1")
     features = Path(args.output_path, EXTRACTED)
-    settings = inherited(source) | recipe.run_settings(args, len(recordings))
+    # the mel of the acoustic model is what is to be mended, not to be kept
+    settings = inherited(source) | dict(consistency_target="amplitude") | recipe.run_settings(args, len(recordings))
     settings |= {"data_path": str(features / "wavs"), "feature_path": str(features / "mels")}
     return Apnet2Config(run_name=run_name, dataset="en/ljspeech", **settings)
 

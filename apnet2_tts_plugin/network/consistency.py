@@ -1,7 +1,7 @@
 """Iterations behind the networks: from a spectrum that no waveform has to one that a waveform has, or nearly.
 
 Each is an inverse STFT, an STFT, and a step back towards what the spectrum was to be like: `FastGriffinLim` gives every
-bin the predicted amplitude again, `MelConsistency` every band the energy that the mel says.
+bin the predicted amplitude again, `MelConsistency` every band the level that the mel says.
 """
 
 import numpy as np
@@ -59,8 +59,10 @@ class MelConsistency(Float32Buffers):
 
     A predicted phase makes frames cancel one another in part, and the mel says by how much. With M the mel given, B its
     filters, G the STFT of the inverse STFT: t_n = G(c_(n-1)), c_n = t_n exp(V^T (M - log B |t_n|)), V being B with the
-    sum 1 over the bands of each bin. Unlike Griffin-Lim's, the gains are smooth over the bins, so that they hardly
-    spoil what they are applied to. Bins in none of the bands get the predicted amplitude, as in Griffin-Lim.
+    sum 1 over the bands of each bin; the logarithm has the mel's floor, and its difference is within 3. Unlike
+    Griffin-Lim's, the gains are smooth over the bins, so that they hardly spoil what they are applied to. Of the
+    amplitude that was predicted, bands keep no more than what lies between them: the mel says how loud they are. Bins
+    in none of the bands get the predicted amplitude, as in Griffin-Lim.
 
     Args:
         istft: The inverse STFT.
@@ -99,10 +101,13 @@ class MelConsistency(Float32Buffers):
 
     def gain(self, size: Tensor, amplitude: Tensor, mel: Tensor) -> Tensor:
         """What a spectrum of the amplitude `size` is multiplied by, (B, n_bins, T)."""
-        size, amplitude, mel = (part.transpose(1, 2) for part in (size, amplitude, mel.float()))  # bins last in memory
-        missing = mel - (size @ self.basis.T).clamp(min=MEL_FLOOR).log()
-        in_bands = (missing.clamp(-MAX_LOG_GAIN, MAX_LOG_GAIN) @ self.shares).exp()
-        return torch.where(self.covered, in_bands, amplitude / size).transpose(1, 2)
+        with torch.autocast(size.device.type, enabled=False):
+            size, amplitude, mel = (
+                part.transpose(1, 2) for part in (size, amplitude, mel.float())
+            )  # bins last in memory
+            missing = mel - (size @ self.basis.T).clamp(min=MEL_FLOOR).log()
+            in_bands = (missing.clamp(-MAX_LOG_GAIN, MAX_LOG_GAIN) @ self.shares).exp()
+            return torch.where(self.covered, in_bands, amplitude / size).transpose(1, 2)
 
 
 class Analysis(nn.Module):

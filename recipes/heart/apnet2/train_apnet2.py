@@ -128,6 +128,7 @@ def make_config(args: Args) -> Apnet2Config:
     args.data_path = str(pairs / "wavs")
     n_files = len(find_audio(args.data_path))
     settings = inherited(source) | recipe.run_settings(args, n_files) | recipe.cosine_schedule(args, n_files)
+    settings["consistency_target"] = "amplitude"  # the mel of the acoustic model is what is to be mended, not kept
     return Apnet2Config(
         run_name="apnet2_heart",
         dataset="en/heart",

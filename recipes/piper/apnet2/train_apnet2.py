@@ -9,9 +9,10 @@ from pathlib import Path
 
 from apnet2_tts_plugin import recipe
 from apnet2_tts_plugin.audio import find_audio
-from apnet2_tts_plugin.config import LOSS_WEIGHTS, PRESETS, Apnet2AudioConfig, Apnet2Config, PredictorConfig
+from apnet2_tts_plugin.config import LOSS_WEIGHTS, Apnet2AudioConfig, Apnet2Config, PredictorConfig
 from apnet2_tts_plugin.errors import FinetuningError
 from apnet2_tts_plugin.finetuning import speech
+from apnet2_tts_plugin.finetuning.recipe import vocoder_config
 from apnet2_tts_plugin.pairing.vits import latent_hop
 
 HERE = Path(__file__).parent
@@ -63,7 +64,7 @@ def make_config(args: Args) -> Apnet2Config:
     return Apnet2Config(
         mel=PredictorConfig(128, 256, 3, input_kernel_size=5, output_kernel_size=1, response_norm="none"),
         amplitude_start="pseudo_inverse",
-        amplitude=PRESETS["tiny"]["amplitude"],  # that of the vocoder which it starts from
+        amplitude=vocoder_config(args.restore_path).amplitude,  # whose weights it takes
         phase_start="latent",
         phase=PredictorConfig(256, 512, 6, output_kernel_size=1, response_norm="none"),
         run_name="apnet2_vits",
