@@ -29,7 +29,7 @@ class Args(recipe.RecipeArgs):
         default="pitch", metadata={"help": "'pitch' or 'tiny', see Apnet2Config.preset. Defaults to pitch."}
     )
     steps: int = field(
-        default=18_000, metadata={"help": "Training steps, rounded up to whole epochs. Defaults to 18000."}
+        default=15_000, metadata={"help": "Training steps, rounded up to whole epochs. Defaults to 15000."}
     )
     lr: float = field(default=1e-3, metadata={"help": "Learning rate at the start. Defaults to 0.001."})
     num_loader_workers: int = field(default=0, metadata={"help": "Processes that read audio. Defaults to 0."})
