@@ -229,6 +229,16 @@ def test_restore_path_starts_from_the_weights(run, corpus, tmp_path, caplog, exp
     discriminators = "generator of model.safetensors; the discriminators start anew"
     what = discriminators if exported else "generator and discriminators of best_model.pth"
     assert f"Restored from {source}: {what}" in caplog.messages
+    assert "What they learned" not in caplog.text
+
+
+def test_restored_weights_of_other_settings_are_warned_of(run, corpus, tmp_path, caplog):
+    source, config = Path(run.output_path) / "best_model.pth", small_config(corpus, tmp_path)
+    config.phase.look_ahead = 1
+    with caplog.at_level(logging.INFO, "trainer"):
+        make_trainer(config, restore_path=str(source))
+    others = "phase.look_ahead (1, these weights had -1)"
+    assert f"What they learned fits other settings than these: {others}" in caplog.messages
 
 
 def test_small_run_takes_a_few_files(corpus, tmp_path):

@@ -34,6 +34,7 @@ from apnet2_tts_plugin.training.state import (
 )
 from apnet2_tts_plugin.weights.checkpoints import read_tensors, save_config, verify
 from apnet2_tts_plugin.weights.find import BEST_NAME, CONFIG_NAME
+from apnet2_tts_plugin.weights.origin import other_settings
 from apnet2_tts_plugin.weights.restore import restore
 
 logger = logging.getLogger(f"trainer.{__name__}")  # the run's own log, on the terminal and in its folder
@@ -79,10 +80,16 @@ class Session:
             found = newest_checkpoint(self.folder) if distributed.rank() == 0 else None
             self.checkpoint = distributed.gather(found)[0]
         elif trainer.args.restore_path:
-            logger.info("Restored from %s: %s", trainer.args.restore_path, restore(model, trainer.args.restore_path))
+            self._restore(trainer.args.restore_path)
         else:
             logger.info("Training from scratch")
         trainer.args.restore_path = ""  # the Trainer would skip in silence what does not fit
+
+    def _restore(self, path: str) -> None:
+        logger.info("Restored from %s: %s", path, restore(self.model, path))
+        others = other_settings(self.trainer.config, path)
+        if others:
+            logger.warning("What they learned fits other settings than these: %s", ", ".join(others))
 
     def _tidy_console(self) -> None:
         trainer = self.trainer
