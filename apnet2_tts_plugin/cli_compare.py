@@ -161,12 +161,12 @@ def _unnumbered(device: str) -> str:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from apnet2_tts_plugin import loader
     from apnet2_tts_plugin.evaluation import compare, report
-    from apnet2_tts_plugin.files import prepare_folder
+    from apnet2_tts_plugin.files import prepare_folder, removed_if_empty
 
     systems = tuple(dict.fromkeys(arguments.system or ["apnet2"]))
     recordings = compare.find_recordings(arguments.recordings, arguments.last)
     out = prepare_folder(arguments.out)
-    with tempfile.TemporaryDirectory(prefix="apnet2-") as waveforms:
+    with removed_if_empty(out), tempfile.TemporaryDirectory(prefix="apnet2-") as waveforms:
         task = compare.Task(systems, str(loader.usable_device(arguments.device)), arguments.rate, Path(waveforms))
         comparison = compare.compare(recordings, task, arguments.jobs)
         written = report.write(comparison, out, arguments.show)

@@ -91,7 +91,7 @@ def fill_folder(folder: str | os.PathLike[Any], last: str) -> Iterator[Path]:
         OSError: if it cannot be made, or written to.
     """
     folder = Path(folder)
-    try:
+    with removed_if_empty(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if found := sorted(folder.iterdir()):
             raise OutputError(f"{folder}: not empty ({found[0].name} is in it); name a new folder, or delete this one")
@@ -99,11 +99,18 @@ def fill_folder(folder: str | os.PathLike[Any], last: str) -> Iterator[Path]:
             yield Path(temporary)
             for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == last):
                 file.replace(folder / file.name)
+    _sync_folder(folder)
+
+
+@contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """After a failure, remove a folder that has nothing in it."""
+    try:
+        yield
     except BaseException:
         with suppress(OSError):
-            folder.rmdir()  # only if nothing is in it
+            folder.rmdir()
         raise
-    _sync_folder(folder)
 
 
 def read_json(path: str | os.PathLike[Any]) -> Any:
