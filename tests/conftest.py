@@ -1,5 +1,10 @@
 """Small models with random weights: two acoustic ones and an APNet2, in a coqui data folder of the tests' own."""
 
+import os
+
+# The networks are so small that a second thread takes time, and test files run side by side; for subprocesses too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import acoustic_models
 import pytest
 import tiny
@@ -8,6 +13,14 @@ import torch
 # Autograd decides at its first use which devices need threads. After `torch.compile` or `torch.export` some seem to,
 # and then no process that is forked could train, as the tests of killed runs do.
 torch.ones(1, requires_grad=True).backward()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Names of files that are not UTF-8 stand in the log of some tests; a process could not hand it to the other."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

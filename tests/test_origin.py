@@ -4,11 +4,12 @@ import tiny
 from weight_files import save, save_checkpoint, training_model
 
 from apnet2_tts_plugin.config import Apnet2Config
+from apnet2_tts_plugin.weights import store
 from apnet2_tts_plugin.weights.origin import other_settings
 
 
 def test_same_settings(tmp_path):
-    assert other_settings(Apnet2Config.preset("pitch"), "apnet2") == []
+    assert other_settings(Apnet2Config.preset("pitch"), store.BUNDLED / "apnet2") == []
     model = training_model(1)
     assert other_settings(model.config, save_checkpoint(model, tmp_path / "checkpoint_5.pth")) == []
 
@@ -16,7 +17,7 @@ def test_same_settings(tmp_path):
 def test_settings_beside_safetensors():
     config = Apnet2Config.preset("tiny")
     config.amplitude.look_ahead, config.audio.hop_length, config.f0_max = 6, 200, 700.0
-    assert other_settings(config, "apnet2-tiny") == [
+    assert other_settings(config, store.BUNDLED / "apnet2-tiny") == [
         "audio.hop_length (200, these weights had 256)",
         "amplitude.look_ahead (6, these weights had 4)",
         "f0_max (700.0, these weights had 800.0)",
@@ -43,7 +44,7 @@ def test_settings_that_files_of_old_do_not_have_are_the_defaults(tmp_path):
 def test_a_latents_phase_is_not_compared_with_a_pitchs():
     config = Apnet2Config.preset("tiny")
     config.phase_start, config.phase.look_ahead, config.f0_max = "latent", 5, 700.0
-    assert other_settings(config, "apnet2-tiny") == []
+    assert other_settings(config, store.BUNDLED / "apnet2-tiny") == []
 
 
 def test_without_a_configuration_there_is_nothing_to_compare(tmp_path):

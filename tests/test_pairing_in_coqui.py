@@ -77,14 +77,17 @@ def test_failure_leaves_nothing_behind(answer, error, voice, monkeypatch):
 
 
 def test_plan_is_made_once(voice, caplog):
+    def ours():
+        return [record for record in caplog.records if record.name == "TTS.apnet2"]
+
     with caplog.at_level("INFO", "TTS.apnet2"):
         for _ in range(2):
             voice.tts("hello")
-        assert not caplog.messages
+        assert not ours()
         synthesizer = voice.synthesizer
         synthesizer.vocoder_model = Apnet2(synthesizer.vocoder_model.config).eval()
         voice.tts("hello")
-    assert len(caplog.messages) == 1  # there is another vocoder
+    assert len(ours()) == 1  # there is another vocoder
 
 
 def test_without_vocoder_again(voice):
