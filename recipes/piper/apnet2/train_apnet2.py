@@ -67,6 +67,8 @@ def make_config(args: Args) -> Apnet2Config:
         amplitude=vocoder_config(args.restore_path).amplitude,  # whose weights it takes
         phase_start="latent",
         phase=PredictorConfig(256, 512, 6, output_kernel_size=1, response_norm="none"),
+        consistency_iterations=1,
+        consistency_target="mel",
         run_name="apnet2_vits",
         dataset="en/vits",
         feature_path=str(latents),
