@@ -312,6 +312,16 @@ def test_training_finds_the_pitch_once_and_learns_it(voices, tmp_path):
     assert "avg_loss_pitch" in trainer.keep_avg_eval.avg_values
 
 
+def test_processes_find_the_same_pitch(voices, tmp_path):
+    found = []
+    for n_processes in (1, 2):
+        config = small_config(voices, tmp_path, **pitch_config(), f0_path=str(tmp_path / str(n_processes)))
+        write_pitch(config, usable(sorted(voices.glob("*.wav"))), n_processes)
+        found.append({file.name: np.load(file) for file in sorted(Path(config.f0_path).glob("*.npy"))})
+    assert len(found[0]) == 4 and found[0].keys() == found[1].keys()
+    assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+
+
 @pytest.mark.parametrize("change", ["data_path", "f0_min"])
 def test_pitch_of_others_is_not_taken(voices, tmp_path, change):
     """Every run of a recipe has the same folder for it; one without a note is of an older version."""

@@ -1,6 +1,6 @@
 """The pitch of recordings, to train on: found once by WORLD's Harvest, kept in files, and read where a segment lies."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import repeat
@@ -27,7 +27,7 @@ def write_pitch(config: Apnet2Config, files: list[AudioFile], n_processes: int =
     Args:
         config: `data_path`, where to write to (`f0_path`), and the range of the frequencies.
         files: Audio files below `config.data_path`.
-        n_processes: How many work at a time.
+        n_processes: How many work at a time; with one or none it is this one.
 
     Raises:
         MissingPackageError: if pyworld is not installed.
@@ -38,10 +38,14 @@ def write_pitch(config: Apnet2Config, files: list[AudioFile], n_processes: int =
 
     def compute(paths: list[Path]) -> Iterator[tuple[Path, np.ndarray]]:
         arguments = paths, repeat(config.f0_min), repeat(config.f0_max)
-        with ProcessPoolExecutor(max(n_processes, 1), get_context("spawn")) as pool:
-            for path, f0 in zip(paths, pool.map(harvest, *arguments), strict=True):
-                if f0 is not None:
-                    yield path, f0
+        if n_processes < 2:
+            yield from readable(paths, map(harvest, *arguments))
+            return
+        with ProcessPoolExecutor(n_processes, get_context("spawn")) as pool:
+            yield from readable(paths, pool.map(harvest, *arguments))
+
+    def readable(paths: list[Path], found: Iterable[np.ndarray | None]) -> Iterator[tuple[Path, np.ndarray]]:
+        return ((path, f0) for path, f0 in zip(paths, found, strict=True) if f0 is not None)
 
     folder = pitch_folder(config)
     note_source(folder, pitch_source(config), "pitch", takes_unknown=True)  # older versions wrote no note
