@@ -89,7 +89,7 @@ class Session:
         logger.info("Restored from %s: %s", path, restore(self.model, path))
         others = other_settings(self.trainer.config, path)
         if others:
-            logger.warning("What they learned fits other settings than these: %s", ", ".join(others))
+            logger.warning("These weights were trained with other settings: %s", ", ".join(others))
 
     def _tidy_console(self) -> None:
         trainer = self.trainer
