@@ -104,7 +104,7 @@ def fill_folder(folder: str | os.PathLike[Any], last: str) -> Iterator[Path]:
 
 @contextmanager
 def removed_if_empty(folder: Path) -> Iterator[None]:
-    """After a failure, remove a folder that has nothing in it."""
+    """After a failure, remove a folder that has nothing in it, be it new or not."""
     try:
         yield
     except BaseException:

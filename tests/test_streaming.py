@@ -78,8 +78,19 @@ def test_short_mels(n_frames):
     torch.testing.assert_close(streamed, whole, atol=1e-5 * whole.abs().max().item(), rtol=0)
 
 
-@pytest.mark.parametrize(("size", "n_frames"), [(1, 150), (8, 150), (50, None)])
-def test_the_bundled_model_on_speech(size, n_frames):
+@pytest.fixture
+def threads(request):
+    """So many of torch's, which otherwise has one in the tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("size", "n_frames", "threads"), [(1, 150, 1), (8, 150, 1), (50, None, 1), (50, None, 2)], indirect=["threads"]
+)
+def test_the_bundled_model_on_speech(size, n_frames, threads):
     """The pitch of each frame is the same to the last bit, or phases would drift apart."""
     model = load_model(store.BUNDLED / "apnet2")
     waveform, _ = sf.read(SPEECH, dtype="float32")
